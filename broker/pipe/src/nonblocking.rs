@@ -1,0 +1,218 @@
+//! For frontend and broker, which wait for many things at once (tokio).
+//!
+//! Not tokio's `UnixStream`: on a SEQPACKET socket it takes a short read for "drained" and then misses what is
+//! queued behind it. Readiness comes from `AsyncFd`, and is given back only when the kernel says EAGAIN.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use tokio::io::unix::AsyncFd;
+
+use crate::PipeError;
+use crate::blocking::whole_frame;
+use crate::frame::{Assembler, FRAME_MAX, Frame, Received, encode_head, frames};
+
+/// Bytes that may wait for a peer that does not read, before it is given up.
+const QUEUE_MAX: usize = 48 * 1024 * 1024;
+
+/// Makes two halves of one end of a socketpair: sends `S`, receives `R`.
+///
+/// Takes over a connected, non-blocking SOCK_SEQPACKET socket.
+///
+/// # Errors
+/// If the socket cannot be watched.
+pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Sender<S>, Receiver<R>)> {
+    let socket = Arc::new(watch(socket)?);
+    let sender = Sender { socket: socket.clone(), queue: VecDeque::new(), queued: 0, direction: PhantomData };
+    let receiver = Receiver {
+        socket,
+        buffer: vec![0; FRAME_MAX + 1],
+        assembler: Assembler::default(),
+        direction: PhantomData,
+    };
+    Ok((sender, receiver))
+}
+
+/// Watches a descriptor for readiness; the one place where that is done.
+///
+/// # Errors
+/// If it cannot be watched (a regular file), or outside of a tokio runtime.
+#[expect(
+    deprecated,
+    reason = "the replacement is unsafe because a type could close what it lends out; an OwnedFd behind a shared reference cannot"
+)]
+pub fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(descriptor)
+}
+
+/// The sending half.
+pub struct Sender<S> {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    queue: VecDeque<Vec<u8>>,
+    queued: usize,
+    direction: PhantomData<fn(S)>,
+}
+
+impl<S: Encode> Sender<S> {
+    /// Sends a message and up to one [`PIECE`](proto::limits::PIECE) of payload, or queues it while the socket is
+    /// full: then [`Self::flush`] must be awaited.
+    ///
+    /// # Errors
+    /// [`PipeError::TooLarge`] if the message or the queue is over its limit, [`PipeError::Socket`] if the peer
+    /// has gone.
+    pub fn send(&mut self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
+        let head = encode_head(message)?;
+        for frame in frames(id, deadline_ms, &head, payload)? {
+            if self.queue.is_empty() && self.send_now(&frame)? {
+                continue;
+            }
+            let bytes = [&frame.header, frame.head, frame.payload].concat();
+            self.queued += bytes.len();
+            if self.queued > QUEUE_MAX {
+                return Err(PipeError::TooLarge(self.queued));
+            }
+            self.queue.push_back(bytes);
+        }
+        Ok(())
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Sends what is queued; returns when nothing is. Safe to drop at any time.
+    ///
+    /// # Errors
+    /// [`PipeError::Socket`] if the peer has gone.
+    pub async fn flush(&mut self) -> Result<(), PipeError> {
+        while let Some(bytes) = self.queue.front() {
+            let mut ready = self.socket.writable().await?;
+            match ready.try_io(|socket| send_parts(socket, &[IoSlice::new(bytes)]).map_err(Into::into)) {
+                Err(_would_block) => {}
+                Ok(Ok(())) => {
+                    self.queued -= bytes.len();
+                    self.queue.pop_front();
+                }
+                Ok(Err(error)) => return Err(PipeError::Socket(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_now(&self, frame: &Frame<'_>) -> Result<bool, PipeError> {
+        let parts = [IoSlice::new(&frame.header), IoSlice::new(frame.head), IoSlice::new(frame.payload)];
+        match send_parts(&self.socket, &parts) {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN) => Ok(false),
+            Err(errno) => Err(PipeError::Socket(errno.into())),
+        }
+    }
+}
+
+fn send_parts(socket: &AsyncFd<OwnedFd>, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
+    loop {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            parts,
+            &[],
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+            None,
+        ) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The receiving half.
+pub struct Receiver<R> {
+    socket: Arc<AsyncFd<OwnedFd>>,
+    buffer: Vec<u8>,
+    assembler: Assembler,
+    direction: PhantomData<fn() -> R>,
+}
+
+impl<R: Decode<()>> Receiver<R> {
+    /// Waits for a message; `None` when the peer has gone. Safe to drop at any time.
+    ///
+    /// # Errors
+    /// [`PipeError::Malformed`] if the peer broke the protocol, [`PipeError::Socket`] if the socket failed.
+    pub async fn receive(&mut self) -> Result<Option<Received<'_, R>>, PipeError> {
+        let (arrived, length) = loop {
+            let mut ready = self.socket.readable().await?;
+            let buffer = &mut self.buffer;
+            let result = ready.try_io(|socket| {
+                recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)
+                    .map_err(Into::into)
+            });
+            let length = match result {
+                Err(_would_block) => continue,
+                Ok(Ok(0)) => return Ok(None),
+                Ok(Ok(length)) => length,
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+                Ok(Err(error)) => return Err(PipeError::Socket(error)),
+            };
+            if let Some(arrived) = self.assembler.take(whole_frame(&self.buffer, length)?)? {
+                break (arrived, length);
+            }
+        };
+        Ok(Some(arrived.in_frame(whole_frame(&self.buffer, length)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use proto::limits::PIECE;
+
+    type Ends = (Sender<String>, Receiver<String>);
+
+    fn ends() -> (Ends, Ends) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (left, right) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (split(left).unwrap(), split(right).unwrap())
+    }
+
+    /// tokio's UnixStream loses the second of them.
+    #[tokio::test(flavor = "current_thread")]
+    async fn two_messages_queued_before_the_first_poll_both_arrive() {
+        let ((mut sender, _left), (_right, mut receiver)) = ends();
+        sender.send(1, 0, &"one".to_owned(), b"").unwrap();
+        sender.send(2, 0, &"two".to_owned(), b"").unwrap();
+        assert_eq!(receiver.receive().await.unwrap().unwrap().message, "one");
+        let second =
+            tokio::time::timeout(Duration::from_secs(5), receiver.receive()).await.expect("a lost wake-up");
+        assert_eq!(second.unwrap().unwrap().message, "two");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_does_not_fit_is_queued_and_flushed_in_order() {
+        let ((mut sender, _left), (_right, mut receiver)) = ends();
+        let piece = vec![7; PIECE];
+        for id in 0..20 {
+            sender.send(id, 0, &"piece".to_owned(), &piece).unwrap();
+        }
+        assert!(sender.queued() > 0, "the socket took everything");
+        let read = async {
+            for id in 0..20 {
+                let received = receiver.receive().await.unwrap().unwrap();
+                assert_eq!((received.id, received.payload.len()), (id, PIECE));
+            }
+        };
+        let (flushed, ()) = tokio::join!(sender.flush(), read);
+        flushed.unwrap();
+        assert_eq!(sender.queued(), 0);
+    }
+}

@@ -1,0 +1,127 @@
+//! What travels between processes. Two ends have two types: what one may send, the other may receive, so a
+//! message in the wrong direction does not compile. Sent and received by `pipe`.
+//!
+//! A message is one of these values, the id and deadline in the frame's header, and up to one
+//! [`PIECE`](crate::limits::PIECE) of raw payload behind it.
+
+use bincode::{Decode, Encode};
+
+use crate::{Answer, CommandId, Dialect, Failed, Request, settings::ChannelSettings};
+
+/// First message each way. A different build id ends the receiver: it belongs to another build.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// [`crate::BUILD_ID`] of the sender.
+    pub build_id: String,
+    /// What the sender is: the stem of its executable.
+    pub role: String,
+    /// What its jail really enforces; empty from the broker.
+    pub confinement: Vec<(String, String)>,
+}
+
+/// From a frontend to the broker.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum FromFrontend {
+    /// Opens the conversation.
+    Hello(Hello),
+    /// A request; the header's id is new, and names it in all that follows.
+    /// If it has a payload, pieces follow as the broker asks for them.
+    Request {
+        /// Requests of one lane are worked on one after the other; lane 0 has no order (Phoenix).
+        lane: u32,
+        /// What is asked.
+        request: Request,
+        /// Requests answered in front since the last message that said so.
+        counts: Vec<(CommandId, u32)>,
+    },
+    /// The next bytes of the request's payload are behind this message.
+    Piece,
+    /// The reply's reader is ready for that many more pieces.
+    More(u16),
+    /// Nobody waits for the answer of the request with this id any more; it is not to be sent.
+    /// `cancel` if it is not to be started either, when it has not been.
+    Abandon {
+        /// Not to be started any more.
+        cancel: bool,
+    },
+    /// Requests answered in front, when there is no request to send them with.
+    Counts(Vec<(CommandId, u32)>),
+    /// The frontend met something that the log should show.
+    Note(String),
+}
+
+/// From the broker to a frontend.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum ToFrontend {
+    /// Opens the conversation.
+    Hello(Hello),
+    /// After the hello, and again whenever the policy has changed.
+    Welcome(Welcome),
+    /// The request's payload may go on with that many pieces.
+    More(u16),
+    /// The next bytes of the reply's stream with this number are behind this message.
+    Piece(u8),
+    /// The end of a request: nothing with its id follows.
+    Answer(Answer),
+}
+
+/// What a frontend needs to answer in front.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// Its channel.
+    pub channel: ChannelSettings,
+    /// For each command of the channel's dialects: may it be served at all?
+    pub verdicts: Vec<(CommandId, bool)>,
+    /// What `guest-info` and Phoenix's `ping` say.
+    pub versions: Vec<(Dialect, String)>,
+}
+
+/// From the broker to a worker.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum ToWorker {
+    /// Opens the conversation.
+    Hello(Hello),
+    /// Work. The piece behind it belongs to it, if its command takes a payload and fits into one.
+    Job(Job),
+    /// A piece of the payload of a job that has not begun (`guest-exec` input).
+    Piece,
+    /// Nobody waits for this job any more. What it would hand out is taken back, if it has not begun it is dropped.
+    Abandon,
+}
+
+/// One permitted request on its way to the worker, which checks it again by the same policy.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub struct Job {
+    /// The channel it came in by.
+    pub channel: String,
+    /// What to do.
+    pub request: Request,
+    /// What the broker adds that the host cannot say.
+    pub detail: Detail,
+}
+
+/// What the broker adds to a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Detail {
+    /// The number that the worker knows the file by: chosen by the broker for an open, found by it otherwise.
+    pub handle: u64,
+    /// A read: where to read, instead of at the file's position, and leave the position alone.
+    pub offset: Option<u64>,
+    /// A read: how many bytes of it to return now, at most [`PIECE`](crate::limits::PIECE).
+    pub count: u32,
+}
+
+/// From a worker to the broker.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum FromWorker {
+    /// Opens the conversation; sent when the jail is shut.
+    Hello(Hello),
+    /// Bytes of the reply's stream with this number are behind this message.
+    Piece(u8),
+    /// The job has ended.
+    Answer(Result<crate::Reply, Failed>),
+    /// The worker's own policy refuses what the broker permitted: one of the two has been taken over.
+    Refused(String),
+    /// A piece of a payload has been taken (`guest-exec` input).
+    Taken,
+}

@@ -1,0 +1,84 @@
+//! What `portreeve` read from options and configuration, for all other processes.
+//!
+//! Written once before the spawner starts, sealed together with the policy, then read-only for everyone.
+
+use bincode::{Decode, Encode};
+
+use crate::Dialect;
+
+/// How bytes reach the agent; decides what end-of-file means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Method {
+    /// A virtio port: one byte stream for ever, end-of-file while no host is connected.
+    VirtioSerial,
+    /// A serial line, put into raw mode.
+    IsaSerial,
+    /// A listening unix socket: one client at a time.
+    UnixListen,
+    /// A listening vsock socket: one client at a time.
+    VsockListen,
+}
+
+impl Method {
+    /// As written on the command line and in configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Method::VirtioSerial => "virtio-serial",
+            Method::IsaSerial => "isa-serial",
+            Method::UnixListen => "unix-listen",
+            Method::VsockListen => "vsock-listen",
+        }
+    }
+
+    /// Whether clients connect one after the other, each with a parser of its own.
+    pub const fn listens(self) -> bool {
+        matches!(self, Method::UnixListen | Method::VsockListen)
+    }
+}
+
+/// One channel and what is spoken on it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ChannelSettings {
+    /// For policy, log and audit; unique.
+    pub name: String,
+    /// How it is opened.
+    pub method: Method,
+    /// What is spoken: one of the two, or both, told apart by each command's name.
+    pub dialects: Vec<Dialect>,
+    /// vsock: the only context id that may connect (2 is the host); every one if not set.
+    pub peer_cid: Option<u32>,
+}
+
+/// Where audit records go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum AuditSink {
+    /// Nowhere.
+    Off,
+    /// To the descriptor the broker was born with: a file opened for appending, or a connected socket.
+    Descriptor,
+    /// To the syslog socket the broker was born with, with facility and severity in front.
+    Syslog,
+    /// To the agent's log.
+    Log,
+}
+
+/// Everything the processes need to know beside the policy.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Settings {
+    /// The channels; the position is the frontend's instance number.
+    pub channels: Vec<ChannelSettings>,
+    /// Where audit records go.
+    pub audit: AuditSink,
+    /// Whether a request is refused when its record cannot be written.
+    pub audit_required: bool,
+    /// The log shows everything, else errors only.
+    pub verbose: bool,
+    /// `$TZ` of the agent, for `guest-get-timezone`.
+    pub time_zone: Option<String>,
+    /// `$QGA_OS_RELEASE`: the only os-release file to read.
+    pub os_release: Option<String>,
+    /// `$PATH`, and with it the rest of the environment, that programs of `guest-exec` inherit.
+    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Seconds without work after which a worker is ended; 0 for never.
+    pub idle_seconds: u32,
+}
