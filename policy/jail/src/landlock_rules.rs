@@ -1,0 +1,101 @@
+//! Landlock: which paths stay open to a role whatever else it can do.
+//!
+//! The rules are built while the process can still open directories, and put on right before the filter. Every right
+//! is handled, so what no rule grants is refused; TCP and, from ABI 6 on, signals and abstract sockets to the outside as well.
+//! What the kernel does not know is left out and reported, never silently.
+
+use std::io;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
+    PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetStatus,
+    Scope,
+};
+
+use crate::enter::{Ground, Landlock};
+use crate::roles::{LandlockPaths, Row};
+
+/// The newest ABI whose rights are asked for; Linux 6.12.
+const WANTED: ABI = ABI::V6;
+
+/// Before it, an allowed directory for writing leaves truncation of all other files open; `landlock(7)`.
+pub(crate) const TRUNCATE_SINCE: i32 = 3;
+
+/// Builds the ruleset of `row`. None if the row has none.
+pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCreated>> {
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(WANTED))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(WANTED)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(WANTED)))
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    match row.landlock {
+        LandlockPaths::Unrestricted => return Ok(None),
+        LandlockPaths::Nothing => {}
+        LandlockPaths::Read(paths) => {
+            for path in paths.iter().map(Path::new).chain(ground.readable.iter().map(AsRef::as_ref)) {
+                ruleset = allow(ruleset, path, reading())?;
+            }
+        }
+        LandlockPaths::PolicyRoots => {
+            for root in &ground.roots {
+                let mut rights = BitFlags::empty();
+                if ground.files.read {
+                    rights |= reading();
+                }
+                if ground.files.write && root.write {
+                    rights |= writing();
+                }
+                ruleset = allow(ruleset, &root.path, rights)?;
+            }
+        }
+    }
+    Ok(Some(ruleset))
+}
+
+fn reading() -> BitFlags<AccessFs> {
+    AccessFs::ReadFile | AccessFs::ReadDir
+}
+
+/// Never devices, sockets or pipes, never execution, never ioctls on devices.
+fn writing() -> BitFlags<AccessFs> {
+    AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::MakeSym
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir
+        | AccessFs::Refer
+}
+
+/// Allows `rights` at and below `path`. What does not exist now is skipped: it gets no right.
+fn allow(ruleset: RulesetCreated, path: &Path, rights: BitFlags<AccessFs>) -> io::Result<RulesetCreated> {
+    if rights.is_empty() {
+        return Ok(ruleset);
+    }
+    let rights = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => rights,
+        // A right that only means something for directories makes a rule on a file invalid.
+        Ok(_) => rights & AccessFs::from_file(WANTED),
+        Err(_) => return Ok(ruleset),
+    };
+    let Ok(place) = PathFd::new(path) else { return Ok(ruleset) };
+    ruleset.add_rule(PathBeneath::new(place, rights)).map_err(io::Error::other)
+}
+
+/// Puts the ruleset on this thread and all it will start.
+pub(crate) fn irrevocably_restrict(ruleset: RulesetCreated) -> io::Result<Landlock> {
+    let status = ruleset.restrict_self().map_err(io::Error::other)?;
+    let abi = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } => effective_abi as i32,
+        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => 0,
+    };
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Full { abi },
+        RulesetStatus::PartiallyEnforced => Landlock::Partial { abi },
+        RulesetStatus::NotEnforced => Landlock::None,
+    })
+}
