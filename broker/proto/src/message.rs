@@ -24,8 +24,8 @@ pub struct Hello {
 pub enum FromFrontend {
     /// Opens the conversation.
     Hello(Hello),
-    /// A request; the header's id is new, and names it in all that follows.
-    /// If it has a payload, pieces follow as the broker asks for them.
+    /// A request; the header's id is new, and names it in all that follows. The first piece of its payload is
+    /// behind it; at most [`WINDOW`](crate::limits::WINDOW) pieces, that one counted, until the broker says `More`.
     Request {
         /// Requests of one lane are worked on one after the other; lane 0 has no order (Phoenix).
         lane: u32,
@@ -61,7 +61,8 @@ pub enum ToFrontend {
     More(u16),
     /// The next bytes of the reply's stream with this number are behind this message.
     Piece(u8),
-    /// The end of a request: nothing with its id follows.
+    /// The end of a request: nothing with its id follows. The last bytes of the reply's first stream may be
+    /// behind it.
     Answer(Answer),
 }
 
@@ -81,10 +82,12 @@ pub struct Welcome {
 pub enum ToWorker {
     /// Opens the conversation.
     Hello(Hello),
-    /// Work. The piece behind it belongs to it, if its command takes a payload and fits into one.
+    /// Work. The piece behind it belongs to it: a file is written by one job for each piece.
     Job(Job),
-    /// A piece of the payload of a job that has not begun (`guest-exec` input).
+    /// A further piece of the payload of a job that has not begun (`guest-exec` input).
     Piece,
+    /// That many more pieces of the job's reply may be sent.
+    More(u16),
     /// Nobody waits for this job any more. What it would hand out is taken back, if it has not begun it is dropped.
     Abandon,
 }
@@ -106,6 +109,7 @@ pub struct Detail {
     /// The number that the worker knows the file by: chosen by the broker for an open, found by it otherwise.
     pub handle: u64,
     /// A read: where to read, instead of at the file's position, and leave the position alone.
+    /// A write: where in the request's payload this job's piece begins.
     pub offset: Option<u64>,
     /// A read: how many bytes of it to return now, at most [`PIECE`](crate::limits::PIECE).
     pub count: u32,
@@ -116,9 +120,10 @@ pub struct Detail {
 pub enum FromWorker {
     /// Opens the conversation; sent when the jail is shut.
     Hello(Hello),
-    /// Bytes of the reply's stream with this number are behind this message.
+    /// Bytes of the reply's stream with this number are behind this message; at most
+    /// [`WINDOW`](crate::limits::WINDOW) of them until the broker says `More`.
     Piece(u8),
-    /// The job has ended.
+    /// The job has ended. Bytes of the reply's first stream may be behind it.
     Answer(Result<crate::Reply, Failed>),
     /// The worker's own policy refuses what the broker permitted: one of the two has been taken over.
     Refused(String),
