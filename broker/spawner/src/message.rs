@@ -1,0 +1,354 @@
+//! The 16 bytes that broker and spawner exchange. No I/O, no allocation.
+//!
+//! `magic u32 · seq u32 · op u8 · kind u8 · instance u16 · value u32`, little endian. Each direction is a type of its
+//! own: what one side may send is what the other can decode. A field that an operation does not use is 0, so
+//! that every message has one form. Whatever does not decode is the peer's fault and ends the broker.
+
+use jail::Role;
+
+/// Length of every message in bytes.
+pub const LENGTH: usize = 16;
+
+/// "prv1": a peer of another version does not decode.
+const MAGIC: u32 = u32::from_le_bytes(*b"prv1");
+
+/// Instances of one worker that may run at once: a replacement beside one that hangs in the kernel and cannot be killed.
+pub const INSTANCES: u16 = 4;
+
+const START: u8 = 1;
+const STARTED: u8 = 2;
+const REFUSED: u8 = 3;
+const KILL: u8 = 4;
+const EXITED: u8 = 5;
+const FRONTEND: u8 = 6;
+const READY: u8 = 7;
+const STOP: u8 = 8;
+
+/// What the broker may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromBroker {
+    /// Start a worker. Answered by Started or Refused with the same sequence number. `kind` is a worker,
+    /// `instance` below [`INSTANCES`].
+    Start {
+        /// Which worker.
+        kind: Role,
+        /// Which of several.
+        instance: u16,
+    },
+    /// Kill a worker or a frontend. Exited follows when it has ended; nothing does if it is not running.
+    Kill {
+        /// A worker or the frontend.
+        kind: Role,
+        /// Which of several; the channel's index for a frontend.
+        instance: u16,
+    },
+    /// All frontends have been welcomed. Tells systemd and a waiting parent.
+    Ready,
+    /// End the agent with this exit status, 0 to 255.
+    Stop {
+        /// Exit status.
+        status: u8,
+    },
+}
+
+/// What the spawner may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FromSpawner {
+    /// A worker runs. Two descriptors come along: the socket's end, the log pipe's reading end.
+    Started {
+        /// Which worker.
+        kind: Role,
+        /// Which of several.
+        instance: u16,
+        /// Process id, for the log and the audit record.
+        pid: u32,
+    },
+    /// A worker was not started.
+    Refused {
+        /// Which worker.
+        kind: Role,
+        /// Which of several.
+        instance: u16,
+        /// Why.
+        reason: Reason,
+    },
+    /// A worker or frontend has ended.
+    Exited {
+        /// Which.
+        kind: Role,
+        /// Which of several; the channel's index for a frontend.
+        instance: u16,
+        /// As `waitpid(2)` gives it; [`std::process::ExitStatus`] takes it apart. Signal 31 is a refused system call.
+        status: i32,
+    },
+    /// A frontend runs. Two descriptors come along, as with Started.
+    Frontend {
+        /// The channel's index.
+        channel: u16,
+        /// Process id.
+        pid: u32,
+    },
+}
+
+/// Why a worker was not started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reason {
+    /// The plan does not have this kind.
+    NotPermitted = 1,
+    /// The kind's allowance is used up; it grows by one each second.
+    TooOften = 2,
+    /// The program could not be executed.
+    ExecFailed = 3,
+    /// This instance runs, or hangs in the kernel and cannot be reaped.
+    AlreadyRunning = 4,
+}
+
+/// Bytes that are no message: the peer has broken the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// Not 16 bytes.
+    Length(usize),
+    /// Another protocol or version.
+    Magic(u32),
+    /// Not an operation of this direction.
+    Operation(u8),
+    /// Not a role that the operation can be about.
+    Kind(u8),
+    /// Out of range, or not 0 where it has no meaning.
+    Field,
+    /// Not as many descriptors as the operation brings.
+    Descriptors(usize),
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Length(length) => write!(f, "{length} bytes instead of {LENGTH}"),
+            Self::Magic(magic) => write!(f, "magic {magic:#010x}"),
+            Self::Operation(operation) => write!(f, "operation {operation}"),
+            Self::Kind(kind) => write!(f, "kind {kind}"),
+            Self::Field => f.write_str("a field out of range"),
+            Self::Descriptors(count) => write!(f, "{count} descriptors"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A message before its fields are understood.
+#[derive(Default)]
+struct Fields {
+    operation: u8,
+    kind: u8,
+    instance: u16,
+    value: u32,
+}
+
+impl Fields {
+    fn encode(&self, sequence: u32) -> [u8; LENGTH] {
+        let [m0, m1, m2, m3] = MAGIC.to_le_bytes();
+        let [s0, s1, s2, s3] = sequence.to_le_bytes();
+        let [i0, i1] = self.instance.to_le_bytes();
+        let [v0, v1, v2, v3] = self.value.to_le_bytes();
+        [m0, m1, m2, m3, s0, s1, s2, s3, self.operation, self.kind, i0, i1, v0, v1, v2, v3]
+    }
+
+    fn decode(bytes: &[u8]) -> Result<(u32, Self), Malformed> {
+        let &[m0, m1, m2, m3, s0, s1, s2, s3, operation, kind, i0, i1, v0, v1, v2, v3] = bytes else {
+            return Err(Malformed::Length(bytes.len()));
+        };
+        let magic = u32::from_le_bytes([m0, m1, m2, m3]);
+        if magic != MAGIC {
+            return Err(Malformed::Magic(magic));
+        }
+        let fields = Self {
+            operation,
+            kind,
+            instance: u16::from_le_bytes([i0, i1]),
+            value: u32::from_le_bytes([v0, v1, v2, v3]),
+        };
+        Ok((u32::from_le_bytes([s0, s1, s2, s3]), fields))
+    }
+
+    fn role(&self, fits: impl Fn(Role) -> bool) -> Result<Role, Malformed> {
+        Role::try_from(self.kind).ok().filter(|role| fits(*role)).ok_or(Malformed::Kind(self.kind))
+    }
+
+    fn worker(&self) -> Result<Role, Malformed> {
+        let role = self.role(Role::is_worker)?;
+        if self.instance < INSTANCES { Ok(role) } else { Err(Malformed::Field) }
+    }
+
+    fn worker_or_frontend(&self) -> Result<Role, Malformed> {
+        match self.role(|role| role.is_worker() || role == Role::Frontend)? {
+            Role::Frontend => Ok(Role::Frontend),
+            _ => self.worker(),
+        }
+    }
+}
+
+impl FromBroker {
+    /// Encodes the message. `sequence` is the sender's and comes back in the answer.
+    #[must_use]
+    pub fn encode(self, sequence: u32) -> [u8; LENGTH] {
+        let fields = match self {
+            Self::Start { kind, instance } => {
+                Fields { operation: START, kind: kind as u8, instance, value: 0 }
+            }
+            Self::Kill { kind, instance } => Fields { operation: KILL, kind: kind as u8, instance, value: 0 },
+            Self::Ready => Fields { operation: READY, ..Fields::default() },
+            Self::Stop { status } => Fields { operation: STOP, value: status.into(), ..Fields::default() },
+        };
+        fields.encode(sequence)
+    }
+
+    /// Decodes a message and its sequence number.
+    ///
+    /// # Errors
+    /// [`Malformed`]: the broker has broken the protocol.
+    pub fn decode(bytes: &[u8]) -> Result<(u32, Self), Malformed> {
+        let (sequence, fields) = Fields::decode(bytes)?;
+        let message = match fields.operation {
+            START => Self::Start { kind: fields.worker()?, instance: fields.instance },
+            KILL => Self::Kill { kind: fields.worker_or_frontend()?, instance: fields.instance },
+            READY => Self::Ready,
+            STOP => Self::Stop { status: u8::try_from(fields.value).map_err(|_| Malformed::Field)? },
+            other => return Err(Malformed::Operation(other)),
+        };
+        // One form for each message: fields without meaning are 0.
+        if message.encode(sequence) == bytes { Ok((sequence, message)) } else { Err(Malformed::Field) }
+    }
+}
+
+impl FromSpawner {
+    /// Encodes the message. `sequence` is that of the Start it answers, otherwise 0.
+    #[must_use]
+    pub fn encode(self, sequence: u32) -> [u8; LENGTH] {
+        let fields = match self {
+            Self::Started { kind, instance, pid } => {
+                Fields { operation: STARTED, kind: kind as u8, instance, value: pid }
+            }
+            Self::Refused { kind, instance, reason } => {
+                Fields { operation: REFUSED, kind: kind as u8, instance, value: reason as u32 }
+            }
+            Self::Exited { kind, instance, status } => {
+                Fields { operation: EXITED, kind: kind as u8, instance, value: status.cast_unsigned() }
+            }
+            Self::Frontend { channel, pid } => {
+                Fields { operation: FRONTEND, kind: Role::Frontend as u8, instance: channel, value: pid }
+            }
+        };
+        fields.encode(sequence)
+    }
+
+    /// Decodes a message and its sequence number.
+    ///
+    /// # Errors
+    /// [`Malformed`]: not from a spawner of this version.
+    pub fn decode(bytes: &[u8]) -> Result<(u32, Self), Malformed> {
+        let (sequence, fields) = Fields::decode(bytes)?;
+        let instance = fields.instance;
+        let message = match fields.operation {
+            STARTED => Self::Started { kind: fields.worker()?, instance, pid: fields.value },
+            REFUSED => {
+                let reason = match fields.value {
+                    1 => Reason::NotPermitted,
+                    2 => Reason::TooOften,
+                    3 => Reason::ExecFailed,
+                    4 => Reason::AlreadyRunning,
+                    _ => return Err(Malformed::Field),
+                };
+                Self::Refused { kind: fields.worker()?, instance, reason }
+            }
+            EXITED => {
+                let status = fields.value.cast_signed();
+                Self::Exited { kind: fields.worker_or_frontend()?, instance, status }
+            }
+            FRONTEND => {
+                fields.role(|role| role == Role::Frontend)?;
+                Self::Frontend { channel: instance, pid: fields.value }
+            }
+            other => return Err(Malformed::Operation(other)),
+        };
+        Ok((sequence, message))
+    }
+
+    /// How many descriptors come with it.
+    #[must_use]
+    pub const fn descriptors(self) -> usize {
+        match self {
+            Self::Started { .. } | Self::Frontend { .. } => 2,
+            Self::Refused { .. } | Self::Exited { .. } => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_message_has_the_documented_bytes() {
+        let bytes = FromBroker::Start { kind: Role::File, instance: 1 }.encode(7);
+        assert_eq!(bytes, *b"prv1\x07\0\0\0\x01\x04\x01\0\0\0\0\0");
+        assert_eq!(FromBroker::decode(&bytes), Ok((7, FromBroker::Start { kind: Role::File, instance: 1 })));
+    }
+
+    #[test]
+    fn an_exited_message_carries_a_wait_status_with_its_top_bit() {
+        let message = FromSpawner::Exited { kind: Role::Frontend, instance: 9, status: -1 };
+        let bytes = message.encode(0);
+        assert_eq!(bytes, *b"prv1\0\0\0\0\x05\x02\x09\0\xff\xff\xff\xff");
+        assert_eq!(FromSpawner::decode(&bytes), Ok((0, message)));
+    }
+
+    #[test]
+    fn a_length_other_than_16_is_refused() {
+        assert_eq!(FromBroker::decode(&[0; 15]), Err(Malformed::Length(15)));
+        assert_eq!(FromBroker::decode(&[0; 17]), Err(Malformed::Length(17)));
+        assert_eq!(FromBroker::decode(&[]), Err(Malformed::Length(0)));
+    }
+
+    #[test]
+    fn another_magic_is_refused() {
+        assert_eq!(FromBroker::decode(b"prv2\0\0\0\0\x07\0\0\0\0\0\0\0"), Err(Malformed::Magic(0x3276_7270)));
+    }
+
+    #[test]
+    fn the_broker_cannot_say_what_only_the_spawner_says() {
+        let bytes = FromSpawner::Started { kind: Role::File, instance: 0, pid: 1 }.encode(0);
+        assert_eq!(FromBroker::decode(&bytes), Err(Malformed::Operation(2)));
+        let bytes = FromBroker::Ready.encode(0);
+        assert_eq!(FromSpawner::decode(&bytes), Err(Malformed::Operation(7)));
+    }
+
+    #[test]
+    fn only_workers_can_be_started() {
+        let start = |kind| FromBroker::decode(&FromBroker::Start { kind, instance: 0 }.encode(0)).err();
+        assert_eq!(start(Role::Broker), Some(Malformed::Kind(1)));
+        assert_eq!(start(Role::Frontend), Some(Malformed::Kind(2)));
+        assert_eq!(start(Role::Compile), Some(Malformed::Kind(8)));
+        assert_eq!(start(Role::Exec), None);
+    }
+
+    #[test]
+    fn the_broker_cannot_be_told_to_kill_itself_but_a_frontend_can_be_killed() {
+        let kill = |kind| FromBroker::decode(&FromBroker::Kill { kind, instance: 3 }.encode(0)).err();
+        assert_eq!(kill(Role::Broker), Some(Malformed::Kind(1)));
+        assert_eq!(kill(Role::Frontend), None);
+    }
+
+    #[test]
+    fn instances_above_the_limit_are_refused() {
+        let bytes = FromBroker::Start { kind: Role::File, instance: INSTANCES }.encode(0);
+        assert_eq!(FromBroker::decode(&bytes), Err(Malformed::Field));
+    }
+
+    #[test]
+    fn a_field_without_meaning_must_be_zero() {
+        assert_eq!(FromBroker::decode(b"prv1\0\0\0\0\x07\0\0\0\x01\0\0\0"), Err(Malformed::Field));
+        assert_eq!(FromBroker::decode(b"prv1\0\0\0\0\x07\x03\0\0\0\0\0\0"), Err(Malformed::Field));
+        assert_eq!(FromBroker::decode(b"prv1\0\0\0\0\x08\0\0\0\0\x01\0\0"), Err(Malformed::Field));
+    }
+}
