@@ -29,7 +29,7 @@ commands! {
 pub struct Nothing {}
 
 /// Arguments of both syncs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Sync {
     /// Any number; it comes back.
     pub id: i64,

@@ -6,9 +6,10 @@ use std::fmt;
 
 use bincode::{Decode, Encode};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 /// For commands that take none: any member is unexpected in QEMU's dialect and ignored in Phoenix's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, serde::Deserialize, serde::Serialize)]
 pub struct NoArguments {}
 
 /// Bulk data of a request: base64 text in the frontend, raw pieces behind the request from there on.
@@ -41,6 +42,15 @@ impl<C> Decode<C> for Payload {
     }
 }
 bincode::impl_borrow_decode!(Payload);
+
+impl Serialize for Payload {
+    /// For the audit log: how much, never what.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut payload = serializer.serialize_struct("Payload", 1)?;
+        payload.serialize_field("bytes", &self.length)?;
+        payload.end()
+    }
+}
 
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -107,6 +117,20 @@ impl fmt::Display for Text {
 impl From<&str> for Text {
     fn from(text: &str) -> Self {
         Text(text.as_bytes().to_vec())
+    }
+}
+
+impl Serialize for Text {
+    /// For the audit log: what is not UTF-8 becomes U+FFFD, and a text that somebody made long is cut.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const SHOWN: usize = 1024;
+        match self.0.get(..SHOWN) {
+            Some(beginning) if self.0.len() > SHOWN => {
+                let text = String::from_utf8_lossy(beginning);
+                serializer.collect_str(&format_args!("{text}… ({} bytes)", self.0.len()))
+            }
+            _ => serializer.serialize_str(&self.lossy()),
+        }
     }
 }
 

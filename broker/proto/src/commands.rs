@@ -129,8 +129,9 @@ macro_rules! commands {
             ;
         )+
     ) => {
-        /// A call of one of this privilege's commands.
-        #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode)]
+        /// A call of one of this privilege's commands. Serialised, it is what the audit log may show of the arguments.
+        #[derive(Debug, Clone, PartialEq, bincode::Encode, bincode::Decode, serde::Serialize)]
+        #[serde(untagged)]
         pub enum Request { $($(#[$doc])* $variant($arguments)),+ }
 
         /// What the commands of this privilege return.

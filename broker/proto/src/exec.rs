@@ -15,14 +15,15 @@ commands! {
 }
 
 /// Arguments of `guest-exec`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Exec {
     /// The program; looked up in `PATH` if it has no `/`.
     pub path: Text,
     /// Its arguments, from the first on.
     pub arg: Option<Vec<Text>>,
-    /// Its whole environment; the agent's if absent.
+    /// Its whole environment; the agent's if absent. Recorded by name only: values are often secrets.
+    #[serde(serialize_with = "names_only")]
     pub env: Option<Vec<Text>>,
     /// What it reads from its standard input; `/dev/null` if absent.
     #[serde(default)]
@@ -32,8 +33,14 @@ pub struct Exec {
     pub capture_output: Capture,
 }
 
+fn names_only<S: serde::Serializer>(environment: &Option<Vec<Text>>, serializer: S) -> Result<S::Ok, S::Error> {
+    let name = |entry: &Text| Text(entry.0.split(|&byte| byte == b'=').next().unwrap_or_default().to_vec());
+    environment.as_ref().map(|entries| entries.iter().map(name).collect::<Vec<_>>()).serialize(serializer)
+}
+
 /// What is kept of a program's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Capture {
     /// Nothing.
     #[default]
@@ -83,7 +90,7 @@ pub struct Started {
 }
 
 /// Arguments of `guest-exec-status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Status {
     /// From `guest-exec`.
     pub pid: i64,

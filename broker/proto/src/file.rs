@@ -46,7 +46,7 @@ commands! {
 }
 
 /// Arguments of `guest-file-open`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Open {
     /// Relative to the directory that the agent was started in.
     pub path: Text,
@@ -62,14 +62,14 @@ impl Open {
 }
 
 /// Arguments that only name an open file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct OfHandle {
     /// From `guest-file-open`.
     pub handle: i64,
 }
 
 /// Arguments of `guest-file-read`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Read {
     /// From `guest-file-open`.
     pub handle: i64,
@@ -87,7 +87,7 @@ pub struct ReadDone {
 }
 
 /// Arguments of `guest-file-write`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Write {
     /// From `guest-file-open`.
@@ -108,7 +108,7 @@ pub struct Written {
 }
 
 /// Arguments of `guest-file-seek`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Seek {
     /// From `guest-file-open`.
     pub handle: i64,
@@ -120,7 +120,7 @@ pub struct Seek {
 
 /// Where `guest-file-seek` counts from: a protocol number, or its name. A number out of range is the
 /// command's error, not the arguments', so it is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct Whence(pub i64);
 
 impl<'de> Deserialize<'de> for Whence {
@@ -158,7 +158,7 @@ pub struct Position {
 }
 
 /// Arguments of Phoenix's `file-open`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct PhoenixOpen {
     /// Relative to the directory that the agent was started in.
     #[serde(default)]
@@ -186,7 +186,7 @@ fn default_file_perm() -> i64 {
 }
 
 /// Arguments that only name an open file of Phoenix's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct PhoenixHandle {
     /// From `file-open`.
     #[serde(default)]
@@ -201,7 +201,7 @@ pub struct PhoenixReadDone {
 }
 
 /// Arguments of Phoenix's `file-write`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct PhoenixWrite {
     /// From `file-open`.
     #[serde(default)]
@@ -215,7 +215,7 @@ pub struct PhoenixWrite {
 }
 
 /// Arguments that only name a path.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct OfPath {
     /// Relative to the directory that the agent was started in.
     #[serde(default)]
@@ -223,7 +223,7 @@ pub struct OfPath {
 }
 
 /// Arguments of `file-chown`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Chown {
     /// Follows symbolic links.
     #[serde(default)]
@@ -237,7 +237,7 @@ pub struct Chown {
 }
 
 /// Arguments of `file-chmod`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Chmod {
     /// Follows symbolic links.
     #[serde(default)]
@@ -247,7 +247,7 @@ pub struct Chmod {
 }
 
 /// Arguments of `directory-create`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct CreateDirectory {
     /// With all its missing parents.
     #[serde(default)]
@@ -262,7 +262,7 @@ fn default_directory_perm() -> i64 {
 }
 
 /// Arguments of `directory-list`.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct ListDirectory {
     /// The directory.
     #[serde(default)]

@@ -61,8 +61,9 @@ macro_rules! privileges {
             }
         }
 
-        /// One decoded, bounded call of a command.
-        #[derive(Debug, Clone, PartialEq, Encode, Decode)]
+        /// One decoded, bounded call of a command. Serialised, it is what the audit log may show of the arguments.
+        #[derive(Debug, Clone, PartialEq, Encode, Decode, Serialize)]
+        #[serde(untagged)]
         pub enum Request { $($(#[$doc])* $name($request)),+ }
 
         /// The answer of permitted work that succeeded.

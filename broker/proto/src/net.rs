@@ -122,7 +122,7 @@ pub struct PhoenixInterface {
 }
 
 /// Arguments of Phoenix's `get-route-list`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct RouteFamily {
     /// 2 for IPv4, 10 for IPv6, anything else for both.
     #[serde(default)]

@@ -2,7 +2,7 @@
 //! cannot be started unless the policy permits a change.
 
 use bincode::{Decode, Encode};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 commands! {
     privilege NetAdmin;
@@ -21,7 +21,7 @@ commands! {
 }
 
 /// Arguments of `ipaddr-add` and `ipaddr-del`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Address {
     /// `ADDRESS/PREFIXLENGTH`, and for IPv4 possibly a space and a label.
     #[serde(default)]
@@ -32,7 +32,7 @@ pub struct Address {
 }
 
 /// Arguments of `net-iface-up` and `net-iface-down`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Link {
     /// The interface.
     #[serde(default)]
@@ -40,7 +40,7 @@ pub struct Link {
 }
 
 /// Arguments of `route-add` and `route-del`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
 pub struct Route {
     /// Outgoing interface.
     #[serde(default)]
