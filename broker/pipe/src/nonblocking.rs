@@ -3,6 +3,7 @@
 //! Not tokio's `UnixStream`: on a SEQPACKET socket it takes a short read for "drained" and then misses what is
 //! queued behind it. Readiness comes from `AsyncFd`, and is given back only when the kernel says EAGAIN.
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::marker::PhantomData;
@@ -29,7 +30,12 @@ const QUEUE_MAX: usize = 48 * 1024 * 1024;
 /// If the socket cannot be watched.
 pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Sender<S>, Receiver<R>)> {
     let socket = Arc::new(watch(socket)?);
-    let sender = Sender { socket: socket.clone(), queue: VecDeque::new(), queued: 0, direction: PhantomData };
+    let sender = Sender {
+        socket: socket.clone(),
+        queue: RefCell::default(),
+        queued: Cell::new(0),
+        direction: PhantomData,
+    };
     let receiver = Receiver {
         socket,
         buffer: vec![0; FRAME_MAX + 1],
@@ -51,11 +57,11 @@ pub fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(descriptor)
 }
 
-/// The sending half.
+/// The sending half. Of one thread; may be shared there.
 pub struct Sender<S> {
     socket: Arc<AsyncFd<OwnedFd>>,
-    queue: VecDeque<Vec<u8>>,
-    queued: usize,
+    queue: RefCell<VecDeque<Vec<u8>>>,
+    queued: Cell<usize>,
     direction: PhantomData<fn(S)>,
 }
 
@@ -66,41 +72,45 @@ impl<S: Encode> Sender<S> {
     /// # Errors
     /// [`PipeError::TooLarge`] if the message or the queue is over its limit, [`PipeError::Socket`] if the peer
     /// has gone.
-    pub fn send(&mut self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
+    pub fn send(&self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
         let head = encode_head(message)?;
         for frame in frames(id, deadline_ms, &head, payload)? {
-            if self.queue.is_empty() && self.send_now(&frame)? {
+            if self.queued.get() == 0 && self.send_now(&frame)? {
                 continue;
             }
             let bytes = [&frame.header, frame.head, frame.payload].concat();
-            self.queued += bytes.len();
-            if self.queued > QUEUE_MAX {
-                return Err(PipeError::TooLarge(self.queued));
+            let queued = self.queued.get() + bytes.len();
+            if queued > QUEUE_MAX {
+                return Err(PipeError::TooLarge(queued));
             }
-            self.queue.push_back(bytes);
+            self.queued.set(queued);
+            self.queue.borrow_mut().push_back(bytes);
         }
         Ok(())
     }
 
     /// Bytes that wait to be sent.
     pub fn queued(&self) -> usize {
-        self.queued
+        self.queued.get()
     }
 
     /// Sends what is queued; returns when nothing is. Safe to drop at any time.
     ///
     /// # Errors
     /// [`PipeError::Socket`] if the peer has gone.
-    pub async fn flush(&mut self) -> Result<(), PipeError> {
-        while let Some(bytes) = self.queue.front() {
+    pub async fn flush(&self) -> Result<(), PipeError> {
+        while self.queued.get() > 0 {
             let mut ready = self.socket.writable().await?;
-            match ready.try_io(|socket| send_parts(socket, &[IoSlice::new(bytes)]).map_err(Into::into)) {
-                Err(_would_block) => {}
-                Ok(Ok(())) => {
-                    self.queued -= bytes.len();
-                    self.queue.pop_front();
+            let mut queue = self.queue.borrow_mut();
+            while let Some(bytes) = queue.front() {
+                match ready.try_io(|socket| send_parts(socket, &[IoSlice::new(bytes)]).map_err(Into::into)) {
+                    Err(_would_block) => break,
+                    Ok(Ok(())) => {
+                        self.queued.set(self.queued.get().saturating_sub(bytes.len()));
+                        queue.pop_front();
+                    }
+                    Ok(Err(error)) => return Err(PipeError::Socket(error)),
                 }
-                Ok(Err(error)) => return Err(PipeError::Socket(error)),
             }
         }
         Ok(())
@@ -188,7 +198,7 @@ mod tests {
     /// tokio's UnixStream loses the second of them.
     #[tokio::test(flavor = "current_thread")]
     async fn two_messages_queued_before_the_first_poll_both_arrive() {
-        let ((mut sender, _left), (_right, mut receiver)) = ends();
+        let ((sender, _left), (_right, mut receiver)) = ends();
         sender.send(1, 0, &"one".to_owned(), b"").unwrap();
         sender.send(2, 0, &"two".to_owned(), b"").unwrap();
         assert_eq!(receiver.receive().await.unwrap().unwrap().message, "one");
@@ -199,7 +209,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn what_does_not_fit_is_queued_and_flushed_in_order() {
-        let ((mut sender, _left), (_right, mut receiver)) = ends();
+        let ((sender, _left), (_right, mut receiver)) = ends();
         let piece = vec![7; PIECE];
         for id in 0..20 {
             sender.send(id, 0, &"piece".to_owned(), &piece).unwrap();
