@@ -1,1 +1,204 @@
-fn main() {}
+//! `portreeve-spawner`: the only long-lived root process.
+//!
+//! It opens the channels, starts every other process from a program opened beforehand, watches them, starts them again, and
+//! ends them. It trusts the plan (root wrote it) and believes the broker fixed-size messages only. It never parses text,
+//! reads a channel, or lets a peer decide how much memory it takes. std and libc only.
+
+mod channel;
+mod start;
+mod supervise;
+mod tell;
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use jail::Role;
+use spawner::Plan;
+
+use crate::start::Program;
+use crate::supervise::{Equipment, Supervisor};
+use crate::tell::{Level, Waiting, log};
+
+fn main() {
+    jail::report_panics_as("spawner");
+    let status = match run() {
+        Ok(status) => status,
+        Err(message) => {
+            log(Level::Critical, &format_args!("{message}"));
+            1
+        }
+    };
+    std::process::exit(status);
+}
+
+fn run() -> Result<i32, String> {
+    let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let signals = take_signals().map_err(said("cannot take signals"))?;
+    let plan = read_plan()?;
+    // SAFETY: geteuid has no preconditions.
+    let root = unsafe { libc::geteuid() } == 0;
+    if root != (plan.uid_base != 0) {
+        return Err(
+            "the plan's uid base does not fit the user: root needs one, nobody else can use one".to_owned()
+        );
+    }
+
+    let descriptors = plan.descriptors;
+    let log_file = take_log(descriptors.log).map_err(said("the log"))?;
+    show_name(&plan.name);
+    let directory = jail::take_fd(descriptors.executables).map_err(said("the directory of programs"))?;
+    let settings = jail::take_fd(descriptors.settings).map_err(said("settings"))?;
+    jail::sealed::verify(settings.as_fd()).map_err(said("settings"))?;
+    let take = |number: Option<RawFd>| number.map(jail::take_fd).transpose();
+    let audit = take(descriptors.audit).map_err(said("the audit log"))?;
+    let state = take(descriptors.state).map_err(said("the state file"))?;
+    let ready = take(descriptors.ready).map_err(said("the ready pipe"))?;
+    let pid_file = take(descriptors.pid_file).map_err(said("the pid file"))?.zip(plan.pid_file.clone());
+
+    let network = if root { empty_network() } else { None };
+    if !root {
+        log(
+            Level::Message,
+            &format_args!("not started by root: no uid separation, no namespaces, no filter on the spawner"),
+        );
+    } else if !plan.permits(Role::Exec) {
+        // With exec permitted there is none: the administrator's commands descend from us and would inherit it.
+        jail::seccomp::irrevocably_filter_spawner().map_err(said("cannot filter the spawner"))?;
+    }
+    let programs = open_programs(&plan, &directory)?;
+    let null = open_null().map_err(said("/dev/null"))?;
+
+    let equipment = Equipment {
+        uid_base: plan.uid_base,
+        workers: plan.workers.clone(),
+        programs,
+        null,
+        log: log_file,
+        settings,
+        audit,
+        state,
+        network,
+        signals,
+    };
+    let waiting = Waiting::new(ready, plan.notify_socket.clone());
+    let status = Supervisor::new(plan, equipment, waiting).map(Supervisor::run);
+    if let Some((file, path)) = pid_file {
+        remove_pid_file(file, &path);
+    }
+    status
+}
+
+/// `argv = [portreeve-spawner, number of the plan's descriptor]`.
+fn read_plan() -> Result<Plan, String> {
+    let mut arguments = std::env::args_os().skip(1);
+    let number = arguments.next().and_then(|text| text.to_str()?.parse::<RawFd>().ok());
+    let (Some(number), None) = (number, arguments.next()) else {
+        return Err("this program is started by portreeve and takes the number of a descriptor".to_owned());
+    };
+    let file = jail::take_fd(number).map_err(|error| format!("the plan: {error}"))?;
+    Plan::unseal(&file).map_err(|error| error.to_string())
+}
+
+/// Sets every disposition to its default and turns SIGTERM and SIGINT into a descriptor.
+///
+/// An inherited SIG_IGN for SIGCHLD would let the kernel collect our children behind our back, and whatever is
+/// ignored here would stay ignored in every child, exec or not. SIGPIPE stays ignored, as std has set it.
+fn take_signals() -> io::Result<OwnedFd> {
+    for signal in 1..=64 {
+        if signal != libc::SIGPIPE {
+            // SAFETY: SIG_DFL is no function of ours. It fails for SIGKILL, SIGSTOP and libc's own signals, which have no other.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset fills the set before the others use it; all of them are given live locals, and there is one thread.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        if libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let number = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+/// Duplicates the log for the broker; our own lines go to it as well, through descriptor 2.
+fn take_log(number: RawFd) -> io::Result<OwnedFd> {
+    let file = if number == 2 { io::stderr().as_fd().try_clone_to_owned()? } else { jail::take_fd(number)? };
+    if number != 2 {
+        // SAFETY: dup3 takes numbers; std has made sure at the start that 2 is open and uses it as a number only.
+        if unsafe { libc::dup3(file.as_raw_fd(), 2, libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(file)
+}
+
+fn show_name(name: &[u8]) {
+    if let Ok(name) = std::ffi::CString::new(name)
+        && !name.is_empty()
+    {
+        // SAFETY: PR_SET_NAME reads a C string of at most 16 bytes and cuts what is longer.
+        unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    }
+}
+
+/// Makes the network namespace that all roles without a network share. None if the kernel refuses: then each makes its own,
+/// or does not start.
+fn empty_network() -> Option<OwnedFd> {
+    let open = || std::fs::File::open("/proc/self/ns/net").map(OwnedFd::from);
+    let own = open().ok()?;
+    // SAFETY: unshare takes a number; this process has one thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return None;
+    }
+    let empty = open();
+    // SAFETY: setns takes two numbers; the descriptor is open.
+    let back = unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWNET) };
+    // In the wrong network the channels would listen where nobody is: vsock is one of them.
+    assert!(back == 0, "cannot go back to the host's network: {}", io::Error::last_os_error());
+    empty.ok()
+}
+
+fn open_programs(plan: &Plan, directory: &OwnedFd) -> Result<Vec<(Role, Program)>, String> {
+    let owner = std::fs::metadata("/proc/self/exe").map_or(0, |metadata| metadata.uid());
+    let mut programs = Vec::with_capacity(Role::ALL.len());
+    for role in Role::ALL {
+        if matches!(role, Role::Broker | Role::Frontend) || plan.permits(role) {
+            let program = Program::open(directory, role, owner)
+                .map_err(|error| format!("cannot open {}: {error}", role.executable()))?;
+            programs.push((role, program));
+        }
+    }
+    Ok(programs)
+}
+
+fn open_null() -> io::Result<OwnedFd> {
+    Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// Removes the pid file if it is still ours: we hold its lock, and the path still leads to it. A second instance that fails
+/// to start must not take away the first one's.
+fn remove_pid_file(file: OwnedFd, path: &PathBuf) {
+    // SAFETY: flock is plain numbers, for which all zero bits mean the whole file.
+    let mut lock: libc::flock = unsafe { std::mem::MaybeUninit::zeroed().assume_init() };
+    lock.l_type = libc::c_short::try_from(libc::F_WRLCK).unwrap_or_default();
+    // SAFETY: F_SETLK reads the flock it is given, alive across the call. It succeeds for who holds the lock already.
+    let ours = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const lock) } == 0;
+    let file = std::fs::File::from(file);
+    let same = match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(opened), Ok(there)) => opened.dev() == there.dev() && opened.ino() == there.ino(),
+        _ => false,
+    };
+    if ours && same {
+        // Gone already, or on a filesystem that is read-only by now: nothing to be done about it here.
+        let _ = std::fs::remove_file(path);
+    }
+}

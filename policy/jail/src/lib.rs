@@ -26,5 +26,5 @@ pub mod seccomp;
 
 pub use descriptors::{exit_now, open_descriptors, take_fd};
 pub use enter::{EnterError, Entered, FileRights, Ground, Landlock, Need, Root, Step, enter};
-pub use panics::report_panics;
+pub use panics::{report_panics, report_panics_as};
 pub use role::{DEFAULT_UID_BASE, Role, UnknownRole};

@@ -17,8 +17,13 @@ const PANICKED: i32 = 101;
 /// The first call of every `main`, before anything can fail. The line is at most 1024 bytes: longer than that
 /// it could be torn or refused by a full log pipe.
 pub fn report_panics(role: Role) {
+    report_panics_as(role.name());
+}
+
+/// Does the same for a process that is no role, under a name of its own.
+pub fn report_panics_as(name: &'static str) {
     set_hook(Box::new(move |information| {
-        let line = describe(role, information);
+        let line = describe(name, information);
         let text = line.bytes.get(..line.length).unwrap_or_default();
         // SAFETY: `text` is valid for its length, and write(2) only reads it. Whether descriptor 2 is open does not matter: the
         // result is not needed, since there is nobody left to tell.
@@ -27,7 +32,7 @@ pub fn report_panics(role: Role) {
     }));
 }
 
-fn describe(role: Role, information: &PanicHookInfo<'_>) -> Line {
+fn describe(name: &str, information: &PanicHookInfo<'_>) -> Line {
     let message = information
         .payload()
         .downcast_ref::<&str>()
@@ -37,8 +42,8 @@ fn describe(role: Role, information: &PanicHookInfo<'_>) -> Line {
     let mut line = Line { bytes: [0; 1024], length: 0 };
     // Writing into a Line never fails.
     let _ = match information.location() {
-        Some(place) => write!(line, "{role}: panicked at {}:{}: {message}", place.file(), place.line()),
-        None => write!(line, "{role}: panicked: {message}"),
+        Some(place) => write!(line, "{name}: panicked at {}:{}: {message}", place.file(), place.line()),
+        None => write!(line, "{name}: panicked: {message}"),
     };
     line.end();
     line

@@ -1,0 +1,330 @@
+//! Stage A: from the spawner to a fresh program with exactly the descriptors it should have.
+//!
+//! Runs in the spawner, which has one thread. Between fork and exec only system calls are made: no allocation, no lock. The
+//! child drops its rights by itself after exec (`jail::enter`), so that an SELinux or AppArmor transition is possible at
+//! the exec, and a layout of its own keeps one leaked address from telling anything about another process.
+//!
+//! ```text
+//! A1 session, parent-death signal, signals   A3 everything else closed
+//! A2 descriptors to their numbers            A4 empty network (done first: its descriptor goes in A3)
+//!                                            A5 exec by descriptor, empty environment
+//! ```
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::ptr;
+
+use jail::Role;
+
+/// Descriptors a role can be born with: 0 to 6 (`docs/design.md`).
+const BORN_WITH: usize = 7;
+
+/// Where the program and the pipe for a failed exec wait meanwhile; both close at exec.
+const PROGRAM: RawFd = 7;
+const FAILURE: RawFd = 8;
+
+/// Above every number that is being filled, so that nothing is overwritten before it was moved.
+const ABOVE: RawFd = 50;
+
+/// How long an exec may take. From a dead network filesystem it takes for ever.
+const EXEC_TIMEOUT_MS: libc::c_int = 5000;
+
+/// A role's program, opened at the start: replacing the file later changes nothing, and no path is looked up again.
+#[derive(Debug)]
+pub(crate) struct Program {
+    file: OwnedFd,
+    name: CString,
+}
+
+impl Program {
+    /// Opens the program of `role` in `directory`.
+    ///
+    /// It must be a regular file of root or of `owner`, who owns the spawner's own program and so is trusted already, and not
+    /// writable by everybody.
+    pub(crate) fn open(directory: &OwnedFd, role: Role, owner: u32) -> io::Result<Self> {
+        let name = CString::new(role.executable())?;
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        // SAFETY: name is a C string that lives across the call; without O_CREAT there is no fourth argument.
+        let number = unsafe { libc::openat(directory.as_raw_fd(), name.as_ptr(), flags) };
+        if number < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made it for us.
+        let file = unsafe { OwnedFd::from_raw_fd(number) };
+        let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: fstat fills the stat it is given, or fails.
+        if unsafe { libc::fstat(number, status.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: fstat has succeeded.
+        let status = unsafe { status.assume_init() };
+        if status.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(io::Error::other("not a regular file"));
+        }
+        if status.st_mode & libc::S_IWOTH != 0 || (status.st_uid != 0 && status.st_uid != owner) {
+            return Err(io::Error::other("somebody else could change it"));
+        }
+        Ok(Self { file, name })
+    }
+}
+
+/// What a child is born with.
+pub(crate) struct Birth<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) uid_base: u32,
+    pub(crate) instance: u16,
+    /// By number. None: closed.
+    pub(crate) descriptors: [Option<BorrowedFd<'a>>; BORN_WITH],
+    /// The empty network to join.
+    pub(crate) network: Option<BorrowedFd<'a>>,
+}
+
+/// A running child.
+pub(crate) struct Born {
+    pub(crate) pid: libc::pid_t,
+    /// Readable when it has ended.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Starts a program. Returns when its exec has succeeded.
+///
+/// # Errors
+/// The errno of what failed, in the child as well; ETIMEDOUT if the exec hangs. No child is left then.
+pub(crate) fn start(birth: &Birth<'_>) -> io::Result<Born> {
+    let base = CString::new(birth.uid_base.to_string())?;
+    let instance = CString::new(birth.instance.to_string())?;
+    let arguments = [birth.program.name.as_ptr(), base.as_ptr(), instance.as_ptr(), ptr::null()];
+    let (failure, failure_child) = pipe(libc::O_CLOEXEC)?;
+    // SAFETY: getpid has no preconditions.
+    let parent = unsafe { libc::getpid() };
+
+    // SAFETY: this process has one thread, so no lock can be held by another one in the child's copy; the child makes only
+    // system calls (stage_a) and ends in exec or _exit.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        let error = stage_a(birth, &arguments, parent, failure_child.as_raw_fd());
+        jail::exit_now(error);
+    }
+    drop(failure_child);
+    let born = pidfd_open(pid).and_then(|pidfd| {
+        wait_for_exec(&failure)?;
+        Ok(Born { pid, pidfd })
+    });
+    if let Err(error) = &born {
+        // SAFETY: the child has not been waited for, so the number is still its own.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        // One that hangs in the kernel is left behind: waiting for it would hang the agent.
+        let hangs = error.raw_os_error() == Some(libc::ETIMEDOUT);
+        // SAFETY: waitpid may be given no place for the status.
+        unsafe { libc::waitpid(pid, ptr::null_mut(), if hangs { libc::WNOHANG } else { 0 }) };
+    }
+    born
+}
+
+/// In the child. Returns an exit status; only on failure, which has been reported through the pipe.
+fn stage_a(
+    birth: &Birth<'_>,
+    arguments: &[*const libc::c_char; 4],
+    parent: libc::pid_t,
+    failure: RawFd,
+) -> i32 {
+    let Err((number, pipe)) = prepare_and_exec(birth, arguments, parent, failure);
+    // SAFETY: four bytes are read from a live local; the parent reads as many.
+    unsafe { libc::write(pipe, (&raw const number).cast(), size_of::<libc::c_int>()) };
+    127
+}
+
+/// errno, and the number that the pipe for failures has by then.
+type Failure = (libc::c_int, RawFd);
+
+fn prepare_and_exec(
+    birth: &Birth<'_>,
+    arguments: &[*const libc::c_char; 4],
+    parent: libc::pid_t,
+    failure: RawFd,
+) -> Result<Infallible, Failure> {
+    let at_first = |result: libc::c_int| if result < 0 { Err((errno(), failure)) } else { Ok(result) };
+
+    // A1. The signal dies with setresuid and is set again by stage B; until then it covers this program's start-up.
+    // SAFETY: setsid, prctl and getppid take numbers or nothing and change this process only.
+    unsafe {
+        at_first(libc::setsid())?;
+        at_first(libc::prctl(
+            libc::PR_SET_PDEATHSIG,
+            libc::c_ulong::from(libc::SIGKILL.unsigned_abs()),
+            0,
+            0,
+            0,
+        ))?;
+        if libc::getppid() != parent {
+            jail::exit_now(127);
+        }
+    }
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset fills the set that sigprocmask then reads. The spawner's dispositions are the default ones (it resets all
+    // at its start) but for SIGPIPE, which std ignores and exec would hand on.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        at_first(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()))?;
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+
+    // A4
+    if let Some(network) = birth.network {
+        // SAFETY: setns takes two numbers and moves this process only.
+        at_first(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) })?;
+    }
+
+    // A2. Through numbers above ABOVE: dup2 straight to the target would overwrite what still waits there.
+    let mut high = [-1; BORN_WITH];
+    for (place, descriptor) in high.iter_mut().zip(&birth.descriptors) {
+        if let Some(descriptor) = descriptor {
+            // SAFETY: F_DUPFD_CLOEXEC takes a number.
+            *place = at_first(unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ABOVE) })?;
+        }
+    }
+    // SAFETY: as above.
+    let (program, failure_high) = unsafe {
+        (
+            at_first(libc::fcntl(birth.program.file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ABOVE))?,
+            at_first(libc::fcntl(failure, libc::F_DUPFD_CLOEXEC, ABOVE))?,
+        )
+    };
+    let then = |result: libc::c_int| if result < 0 { Err((errno(), failure_high)) } else { Ok(result) };
+    for (target, source) in (0..).zip(high) {
+        // SAFETY: both are numbers of this process's own table, which no other thread uses; close may fail for one that is not open.
+        unsafe {
+            if source >= 0 {
+                then(libc::dup3(source, target, 0))?;
+            } else {
+                libc::close(target);
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe {
+        then(libc::dup3(program, PROGRAM, libc::O_CLOEXEC))?;
+        then(libc::dup3(failure_high, FAILURE, libc::O_CLOEXEC))?;
+    }
+
+    // A3. The one way to be sure; a copy left over would also hide a peer's end.
+    // SAFETY: close_range takes three numbers; nothing above FAILURE is used any more.
+    if unsafe { libc::syscall(libc::SYS_close_range, FAILURE + 1, libc::c_uint::MAX, 0) } < 0 {
+        return Err((errno(), FAILURE));
+    }
+
+    // A5
+    let environment: [*const libc::c_char; 1] = [ptr::null()];
+    // SAFETY: the name is an empty C string; both lists end with a null pointer and hold C strings that outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            PROGRAM,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    Err((errno(), FAILURE))
+}
+
+fn errno() -> libc::c_int {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
+}
+
+/// Waits until the pipe closes at exec, or says why there was none.
+fn wait_for_exec(failure: &OwnedFd) -> io::Result<()> {
+    let mut poll = libc::pollfd { fd: failure.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, alive across the call. SIGTERM and SIGINT are blocked, so nothing interrupts it.
+    if unsafe { libc::poll(&raw mut poll, 1, EXEC_TIMEOUT_MS) } <= 0 {
+        return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+    }
+    let mut number: libc::c_int = 0;
+    // SAFETY: as many bytes as the local has are written to it.
+    match unsafe { libc::read(failure.as_raw_fd(), (&raw mut number).cast(), size_of::<libc::c_int>()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(number)),
+    }
+}
+
+fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two numbers. The child has not been waited for, so the number is still its own.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let number =
+        RawFd::try_from(number).ok().filter(|number| *number >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes a pipe: reading end, writing end.
+pub(crate) fn pipe(flags: libc::c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut numbers = [0; 2];
+    // SAFETY: pipe2 writes two descriptors to an array of two.
+    if unsafe { libc::pipe2(numbers.as_mut_ptr(), flags) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made both for us.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).into())
+}
+
+/// Bytes that may wait in a socket between two processes: eight frames of 64 KiB.
+const SOCKET_BUFFER: libc::c_int = 512 * 1024;
+
+/// Makes a pair of packet sockets for two processes that pass no descriptors to each other.
+///
+/// The first end is the broker's: it does not wait. The second end does.
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (broker, other) = socketpair()?;
+    for end in [&broker, &other] {
+        // Root may go above net.core.wmem_max; for others the kernel takes what is allowed. Either is only about speed.
+        if set_option(end, libc::SO_SNDBUFFORCE, SOCKET_BUFFER).is_err() {
+            let _ = set_option(end, libc::SO_SNDBUF, SOCKET_BUFFER);
+        }
+        refuse_descriptors(end);
+    }
+    // SAFETY: F_SETFL takes a number; a fresh socket has no other status flags.
+    if unsafe { libc::fcntl(broker.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((broker, other))
+}
+
+/// Makes a control socket: the spawner's end, which accepts no descriptors, and the broker's.
+pub(crate) fn control_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (spawner, broker) = socketpair()?;
+    refuse_descriptors(&spawner);
+    Ok((spawner, broker))
+}
+
+fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut numbers = [0; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: socketpair writes two descriptors to an array of two.
+    if unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, numbers.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made both for us.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).into())
+}
+
+/// asm-generic/socket.h; Linux 6.16. Older kernels answer ENOPROTOOPT: there a receiver without control data drops them.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+fn refuse_descriptors(socket: &OwnedFd) {
+    let _ = set_option(socket, SO_PASSRIGHTS, 0);
+}
+
+fn set_option(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the option's value is an int, alive across the call, and its length is given.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

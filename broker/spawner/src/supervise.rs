@@ -1,0 +1,586 @@
+//! Starts, watches and ends all other processes: one loop, one thread, no handler.
+//!
+//! Runs in the spawner. Believes the kernel about who has ended, and of the broker nothing but 16-byte messages:
+//! whatever does not decode ends the broker. All tables have their size from the start.
+//!
+//! ```text
+//!  broker ends ──► frontends and workers are killed ──► broker again (backoff) ──► frontends on the same channels
+//!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
+//!  worker ends ──► EXITED to the broker, which starts another when it needs one
+//!  SIGTERM, SIGINT, STOP ──► SIGTERM to all, SIGKILL after 1 s, gone after 2 s whatever hangs
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use jail::Role;
+use jail::roles::{Network, row};
+use spawner::message::INSTANCES;
+use spawner::plan::CHANNELS;
+use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Plan, Reason};
+
+use crate::channel;
+use crate::start::{Birth, Born, Program, control_pair, packet_pair, pipe, start};
+use crate::tell::{Level, Waiting, log};
+
+/// Exit status of a frontend whose channel is no more (`docs/design.md`).
+const CHANNEL_GONE: i32 = 10;
+
+/// How long `qemu-ga --retry-path` sleeps (`qga/main.c`, QGA_RETRY_INTERVAL).
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How often a channel that has gone is looked for.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// A process that has lived that long starts with the shortest backoff again.
+const HEALTHY: Duration = Duration::from_secs(60);
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How often the broker may end before it was ever ready.
+const BROKER_TRIES: u32 = 5;
+
+/// Starts of one kind of worker at once; one more each second.
+const ALLOWANCE: u32 = 10;
+
+/// From SIGTERM to SIGKILL, and to leaving those behind that hang in the kernel.
+const KILL_AFTER: Duration = Duration::from_secs(1);
+const LEAVE_AFTER: Duration = Duration::from_millis(1800);
+
+/// Kinds of workers times instances, frontends, the broker.
+const CHILDREN: usize = 5 * INSTANCES as usize + CHANNELS + 1;
+
+/// What the supervisor works with; everything is opened before the loop begins.
+pub(crate) struct Equipment {
+    pub(crate) uid_base: u32,
+    pub(crate) workers: Vec<Role>,
+    pub(crate) programs: Vec<(Role, Program)>,
+    pub(crate) null: OwnedFd,
+    pub(crate) log: OwnedFd,
+    pub(crate) settings: OwnedFd,
+    pub(crate) audit: Option<OwnedFd>,
+    pub(crate) state: Option<OwnedFd>,
+    /// The empty network.
+    pub(crate) network: Option<OwnedFd>,
+    /// A signalfd for SIGTERM and SIGINT.
+    pub(crate) signals: OwnedFd,
+}
+
+pub(crate) struct Supervisor {
+    equipment: Equipment,
+    waiting: Waiting,
+    children: Vec<Child>,
+    /// None: there is no broker, or it has lost our trust.
+    control: Option<Control>,
+    broker: Backoff,
+    broker_deaths: u32,
+    lines: Vec<Line>,
+    allowances: [Allowance; Role::ALL.len()],
+    ending: Option<Ending>,
+}
+
+struct Child {
+    role: Role,
+    instance: u16,
+    born: Born,
+    since: Instant,
+    /// Started for a broker that is no more: its end concerns nobody.
+    orphan: bool,
+}
+
+/// A channel and its frontend.
+struct Line {
+    channel: Channel,
+    /// Kept for the next frontend.
+    descriptor: Option<OwnedFd>,
+    next_open: Instant,
+    interval: Duration,
+    frontend: Backoff,
+}
+
+struct Backoff {
+    delay: Duration,
+    next: Instant,
+}
+
+impl Backoff {
+    fn new() -> Self {
+        Self { delay: SHORTEST, next: Instant::now() }
+    }
+
+    /// After an end: later each time, unless it had run well.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived >= HEALTHY {
+            self.delay = SHORTEST;
+        }
+        let delay = self.delay;
+        self.next = later(delay);
+        self.delay = delay.saturating_mul(2).min(LONGEST);
+        delay
+    }
+}
+
+struct Allowance {
+    left: u32,
+    counted: Instant,
+}
+
+impl Allowance {
+    fn take(&mut self) -> bool {
+        let seconds = self.counted.elapsed().as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(more).min(ALLOWANCE);
+            self.counted = Instant::now();
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+struct Ending {
+    status: i32,
+    kill_at: Instant,
+    leave_at: Instant,
+    killed: bool,
+}
+
+fn later(delay: Duration) -> Instant {
+    let now = Instant::now();
+    // A clock that cannot go on by half a minute has none left to tell.
+    now.checked_add(delay).unwrap_or(now)
+}
+
+impl Supervisor {
+    /// Opens the channels.
+    ///
+    /// # Errors
+    /// What to say before ending with status 1: a channel that is not to be waited for cannot be opened.
+    pub(crate) fn new(plan: Plan, equipment: Equipment, mut waiting: Waiting) -> Result<Self, String> {
+        let mut lines = Vec::with_capacity(CHANNELS);
+        for channel in plan.channels {
+            let descriptor = match channel::open(&channel.method) {
+                Ok(descriptor) => Some(descriptor),
+                Err(error) if channel.retry => {
+                    log(Level::Warning, &format_args!("{error}: waiting for channel path..."));
+                    // Nobody can say how long: who waits for us is let go.
+                    waiting.ready();
+                    None
+                }
+                Err(error) => return Err(error.to_string()),
+            };
+            let frontend = Backoff::new();
+            lines.push(Line { channel, descriptor, next_open: later(RETRY), interval: RETRY, frontend });
+        }
+        Ok(Self {
+            equipment,
+            waiting,
+            children: Vec::with_capacity(CHILDREN),
+            control: None,
+            broker: Backoff::new(),
+            broker_deaths: 0,
+            lines,
+            allowances: std::array::from_fn(|_| Allowance { left: ALLOWANCE, counted: Instant::now() }),
+            ending: None,
+        })
+    }
+
+    /// Serves until the end of the agent and returns its exit status.
+    pub(crate) fn run(mut self) -> i32 {
+        let mut polled = Vec::with_capacity(CHILDREN.saturating_add(2));
+        loop {
+            if let Some(status) = self.finish() {
+                return status;
+            }
+            self.start_due();
+            self.wait(&mut polled);
+            if self.signalled() {
+                self.end(0);
+            }
+            self.serve_broker();
+            self.reap();
+        }
+    }
+
+    /// Goes on with ending; the status when it is done.
+    fn finish(&mut self) -> Option<i32> {
+        let ending = self.ending.as_mut()?;
+        let now = Instant::now();
+        if self.children.is_empty() || now >= ending.leave_at {
+            return Some(ending.status);
+        }
+        if now >= ending.kill_at && !ending.killed {
+            ending.killed = true;
+            for child in &self.children {
+                child.signal(libc::SIGKILL);
+            }
+        }
+        None
+    }
+
+    fn end(&mut self, status: i32) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.waiting.stopping();
+        // The broker first: it is to see that this is the end, not that everybody has died.
+        let brokers = self.children.iter().filter(|child| child.role == Role::Broker);
+        let others = self.children.iter().filter(|child| child.role != Role::Broker);
+        for child in brokers.chain(others) {
+            child.signal(libc::SIGTERM);
+        }
+        let (kill_at, leave_at) = (later(KILL_AFTER), later(LEAVE_AFTER));
+        self.ending = Some(Ending { status, kill_at, leave_at, killed: false });
+    }
+
+    fn start_due(&mut self) {
+        if self.ending.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        self.open_due(now);
+        if !self.is_running(Role::Broker, 0) && now >= self.broker.next {
+            self.start_broker();
+        }
+        for index in 0..self.lines.len() {
+            self.start_frontend(index, now);
+        }
+    }
+
+    fn open_due(&mut self, now: Instant) {
+        for line in &mut self.lines {
+            if line.descriptor.is_none() && now >= line.next_open {
+                line.next_open = later(line.interval);
+                // Said once when it was missed; from then on only when it is back.
+                if let Ok(descriptor) = channel::open(&line.channel.method) {
+                    log(Level::Message, &format_args!("channel opened"));
+                    line.descriptor = Some(descriptor);
+                }
+            }
+        }
+    }
+
+    fn start_broker(&mut self) {
+        let equipment = &self.equipment;
+        let started = control_pair().and_then(|(own, its)| {
+            let descriptors = [
+                Some(equipment.null.as_fd()),
+                Some(equipment.null.as_fd()),
+                Some(equipment.log.as_fd()),
+                Some(its.as_fd()),
+                Some(equipment.settings.as_fd()),
+                equipment.audit.as_ref().map(AsFd::as_fd),
+                equipment.state.as_ref().map(AsFd::as_fd),
+            ];
+            let born = start(&equipment.birth(Role::Broker, 0, descriptors)?)?;
+            Ok((own, born))
+        });
+        match started {
+            Ok((own, born)) => {
+                self.control = Some(Control::new(own));
+                self.add(Role::Broker, 0, born);
+            }
+            Err(error) => {
+                log(Level::Critical, &format_args!("cannot start the broker: {error}"));
+                self.broker_has_ended(Duration::ZERO);
+            }
+        }
+    }
+
+    fn start_frontend(&mut self, index: usize, now: Instant) {
+        let Ok(instance) = u16::try_from(index) else { return };
+        // The broker may have been lost while an earlier frontend was announced.
+        if self.control.is_none() || self.is_running(Role::Frontend, instance) {
+            return;
+        }
+        let Some(line) = self.lines.get_mut(index).filter(|line| now >= line.frontend.next) else { return };
+        let Some(channel) = &line.descriptor else { return };
+        let equipment = &self.equipment;
+        let started = packet_pair().and_then(|(broker, own)| {
+            let (log, log_writer) = pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)?;
+            let null = Some(equipment.null.as_fd());
+            let descriptors =
+                [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), None, Some(channel.as_fd()), None];
+            let born = start(&equipment.birth(Role::Frontend, instance, descriptors)?)?;
+            Ok((broker, log, born))
+        });
+        match started {
+            Ok((broker, log, born)) => {
+                let pid = born.pid.unsigned_abs();
+                self.add(Role::Frontend, instance, born);
+                self.tell(FromSpawner::Frontend { channel: instance, pid }, 0, Some((&broker, &log)));
+            }
+            Err(error) => {
+                let delay = line.frontend.after(Duration::ZERO);
+                log(
+                    Level::Critical,
+                    &format_args!("cannot start frontend {instance}: {error}; again in {delay:?}"),
+                );
+            }
+        }
+    }
+
+    fn start_worker(&mut self, kind: Role, instance: u16, sequence: u32) {
+        let refuse = |reason| FromSpawner::Refused { kind, instance, reason };
+        if !self.equipment.workers.contains(&kind) {
+            return self.tell(refuse(Reason::NotPermitted), sequence, None);
+        }
+        if self.is_running(kind, instance) {
+            return self.tell(refuse(Reason::AlreadyRunning), sequence, None);
+        }
+        let allowed = self.allowances.get_mut(usize::from(kind as u8) - 1).is_some_and(Allowance::take);
+        if !allowed {
+            return self.tell(refuse(Reason::TooOften), sequence, None);
+        }
+        let equipment = &self.equipment;
+        let started = packet_pair().and_then(|(broker, own)| {
+            let (log, log_writer) = pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)?;
+            let null = Some(equipment.null.as_fd());
+            let settings = Some(equipment.settings.as_fd());
+            let descriptors = [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), settings, None, None];
+            let born = start(&equipment.birth(kind, instance, descriptors)?)?;
+            Ok((broker, log, born))
+        });
+        match started {
+            Ok((broker, log, born)) => {
+                let pid = born.pid.unsigned_abs();
+                self.add(kind, instance, born);
+                self.tell(FromSpawner::Started { kind, instance, pid }, sequence, Some((&broker, &log)));
+            }
+            Err(error) => {
+                log(Level::Critical, &format_args!("cannot start {kind}: {error}"));
+                self.tell(refuse(Reason::ExecFailed), sequence, None);
+            }
+        }
+    }
+
+    fn is_running(&self, role: Role, instance: u16) -> bool {
+        self.children.iter().any(|child| child.role == role && child.instance == instance)
+    }
+
+    fn add(&mut self, role: Role, instance: u16, born: Born) {
+        self.children.push(Child { role, instance, born, since: Instant::now(), orphan: false });
+    }
+
+    /// Waits for the next thing to happen.
+    fn wait(&self, polled: &mut Vec<libc::pollfd>) {
+        let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        polled.clear();
+        polled.push(entry(self.equipment.signals.as_raw_fd()));
+        polled.extend(self.control.as_ref().map(|control| entry(control.as_raw_fd())));
+        polled.extend(self.children.iter().map(|child| entry(child.born.pidfd.as_raw_fd())));
+        let count = libc::nfds_t::try_from(polled.len()).unwrap_or_default();
+        // SAFETY: as many pollfds as are given, alive across the call. What is ready is asked again without waiting, so
+        // neither revents nor the result matters.
+        unsafe { libc::poll(polled.as_mut_ptr(), count, self.milliseconds_to_wait()) };
+    }
+
+    /// Until the earliest of what is due; −1 for ever.
+    fn milliseconds_to_wait(&self) -> libc::c_int {
+        let earliest = match &self.ending {
+            Some(ending) if ending.killed => Some(ending.leave_at),
+            Some(ending) => Some(ending.kill_at),
+            None => {
+                let broker = (!self.is_running(Role::Broker, 0)).then_some(self.broker.next);
+                let lines = (0..).zip(&self.lines).filter_map(|(instance, line)| match line.descriptor {
+                    None => Some(line.next_open),
+                    // One that still dies is waited for, and then its successor starts.
+                    Some(_) if self.control.is_none() || self.is_running(Role::Frontend, instance) => None,
+                    Some(_) => Some(line.frontend.next),
+                });
+                broker.into_iter().chain(lines).min()
+            }
+        };
+        let Some(earliest) = earliest else { return -1 };
+        let left = earliest.saturating_duration_since(Instant::now());
+        // Rounded up: waking a moment early would only poll again.
+        libc::c_int::try_from(left.as_millis().saturating_add(1)).unwrap_or(libc::c_int::MAX)
+    }
+
+    /// Whether SIGTERM or SIGINT has come.
+    fn signalled(&self) -> bool {
+        let mut information = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: a signalfd writes whole signalfd_siginfo structs; there is room for one, which is not looked at. It is non-blocking.
+        let read =
+            unsafe { libc::read(self.equipment.signals.as_raw_fd(), information.as_mut_ptr().cast(), size) };
+        read > 0
+    }
+
+    fn serve_broker(&mut self) {
+        // As many as there are children: a broker that floods does not keep the others' ends from being seen.
+        for _ in 0..CHILDREN {
+            let Some(control) = &self.control else { return };
+            match control.try_receive_request() {
+                Ok(None) => return,
+                Ok(Some((sequence, request))) => self.serve(sequence, request),
+                Err(ControlError::Closed) => return self.lose_broker(None),
+                Err(error) => return self.lose_broker(Some(&error)),
+            }
+        }
+    }
+
+    fn serve(&mut self, sequence: u32, request: FromBroker) {
+        if self.ending.is_some() {
+            return;
+        }
+        match request {
+            FromBroker::Start { kind, instance } => self.start_worker(kind, instance, sequence),
+            FromBroker::Kill { kind, instance } => {
+                // It may have ended by itself; then EXITED is on its way.
+                for child in &self.children {
+                    if child.role == kind && child.instance == instance && !child.orphan {
+                        child.signal(libc::SIGKILL);
+                    }
+                }
+            }
+            FromBroker::Ready => self.waiting.ready(),
+            FromBroker::Stop { status } => self.end(status.into()),
+        }
+    }
+
+    /// Sends an event to the broker. One that does not read its socket has lost its use.
+    fn tell(&mut self, event: FromSpawner, sequence: u32, descriptors: Option<(&OwnedFd, &OwnedFd)>) {
+        let Some(control) = &self.control else { return };
+        let descriptors = descriptors.map(|(socket, log)| [socket.as_fd(), log.as_fd()]);
+        if let Err(error) = control.send_event(event, sequence, descriptors) {
+            self.lose_broker(Some(&ControlError::Io(error)));
+        }
+    }
+
+    /// Kills the broker. What follows from it happens when it has ended.
+    fn lose_broker(&mut self, error: Option<&ControlError>) {
+        self.control = None;
+        if let Some(error) = error {
+            log(Level::Critical, &format_args!("the broker is ended: {error}"));
+        }
+        if self.ending.is_none() {
+            for child in self.children.iter().filter(|child| child.role == Role::Broker) {
+                child.signal(libc::SIGKILL);
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut index = 0;
+        while let Some(child) = self.children.get(index) {
+            match child.ended() {
+                Some(status) => {
+                    let child = self.children.swap_remove(index);
+                    self.has_ended(&child, status);
+                }
+                None => index = index.saturating_add(1),
+            }
+        }
+    }
+
+    fn has_ended(&mut self, child: &Child, status: libc::c_int) {
+        let Child { role, instance, since, orphan, .. } = *child;
+        if role == Role::Broker {
+            if self.ending.is_none() {
+                log(Level::Critical, &format_args!("the broker has ended ({})", Ended(status)));
+                self.broker_has_ended(since.elapsed());
+            }
+            self.control = None;
+            return;
+        }
+        if !orphan {
+            self.tell(FromSpawner::Exited { kind: role, instance, status }, 0, None);
+        }
+        if role == Role::Frontend && self.ending.is_none() && !orphan {
+            self.frontend_has_ended(instance, status, since.elapsed());
+        }
+    }
+
+    fn broker_has_ended(&mut self, lived: Duration) {
+        for child in &mut self.children {
+            child.orphan = true;
+            child.signal(libc::SIGKILL);
+        }
+        self.broker_deaths = self.broker_deaths.saturating_add(1);
+        if !self.waiting.is_ready() && self.broker_deaths >= BROKER_TRIES {
+            log(Level::Critical, &format_args!("the broker does not start: giving up"));
+            return self.end(1);
+        }
+        self.broker.after(lived);
+    }
+
+    fn frontend_has_ended(&mut self, instance: u16, status: libc::c_int, lived: Duration) {
+        let Some(line) = self.lines.get_mut(usize::from(instance)) else { return };
+        if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == CHANNEL_GONE {
+            if !line.channel.reopen {
+                log(Level::Message, &format_args!("channel {instance} has gone: ending"));
+                return self.end(0);
+            }
+            log(Level::Warning, &format_args!("channel {instance} has gone: waiting for channel path..."));
+            line.descriptor = None;
+            line.interval = REOPEN;
+            line.next_open = later(REOPEN);
+            return;
+        }
+        let delay = line.frontend.after(lived);
+        let ended = Ended(status);
+        log(
+            Level::Warning,
+            &format_args!("frontend {instance} has ended ({ended}), starting again in {delay:?}"),
+        );
+    }
+}
+
+impl Equipment {
+    fn birth<'a>(
+        &'a self,
+        role: Role,
+        instance: u16,
+        descriptors: [Option<std::os::fd::BorrowedFd<'a>>; 7],
+    ) -> io::Result<Birth<'a>> {
+        let program = self
+            .programs
+            .iter()
+            .find_map(|(of, program)| (*of == role).then_some(program))
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let network = self.network.as_ref().filter(|_| row(role).network == Network::Empty).map(AsFd::as_fd);
+        Ok(Birth { program, uid_base: self.uid_base, instance, descriptors, network })
+    }
+}
+
+impl Child {
+    /// Sends a signal; to the process itself, never to another one that has got its number.
+    fn signal(&self, signal: libc::c_int) {
+        let pidfd = self.born.pidfd.as_raw_fd();
+        let nothing: *const libc::siginfo_t = std::ptr::null();
+        // SAFETY: pidfd_send_signal takes a pidfd, a signal, no information and no flags. It fails for one that has ended.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, nothing, 0) };
+    }
+
+    /// The wait status of one that has ended; it is collected by this.
+    fn ended(&self) -> Option<libc::c_int> {
+        let mut status = 0;
+        // SAFETY: waitpid writes the status to a live local. The number is the child's own as long as it was not collected, which
+        // only this call does, once: the child is removed from the table then.
+        let pid = unsafe { libc::waitpid(self.born.pid, &raw mut status, libc::WNOHANG) };
+        (pid == self.born.pid).then_some(status)
+    }
+}
+
+/// A wait status in words.
+struct Ended(libc::c_int);
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if libc::WIFSIGNALED(self.0) {
+            match libc::WTERMSIG(self.0) {
+                libc::SIGSYS => f.write_str("signal 31: a system call that its filter refuses"),
+                signal => write!(f, "signal {signal}"),
+            }
+        } else {
+            write!(f, "status {}", libc::WEXITSTATUS(self.0))
+        }
+    }
+}

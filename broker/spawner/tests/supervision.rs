@@ -1,0 +1,880 @@
+//! Runs the real spawner as root with stand-ins for all roles, and plays the broker.
+//!
+//! This program is also the stand-in: copied under a role's name it does not test but plays that role. The stand-in broker
+//! hands its control socket to the test over an abstract socket named in the settings; the others describe over descriptor 3
+//! how they were born and then do what they are told. Without root there is nothing to show, and it says so.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use jail::Role;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
+use nix::unistd::Pid;
+use spawner::{Channel, Control, Descriptors, FromBroker, FromSpawner, Method, Plan, Reason, Received};
+
+const TESTS: &[(&str, fn())] = &[
+    (
+        "a_worker_is_born_with_exactly_its_descriptors_and_an_empty_environment",
+        a_worker_is_born_with_exactly_its_descriptors_and_an_empty_environment,
+    ),
+    (
+        "a_frontend_is_born_with_its_channel_and_without_settings",
+        a_frontend_is_born_with_its_channel_and_without_settings,
+    ),
+    ("the_broker_is_born_with_its_files", the_broker_is_born_with_its_files),
+    ("a_killed_worker_is_reported_with_its_signal", a_killed_worker_is_reported_with_its_signal),
+    (
+        "a_worker_that_ends_by_itself_is_reported_with_its_status",
+        a_worker_that_ends_by_itself_is_reported_with_its_status,
+    ),
+    ("a_worker_outside_the_plan_is_refused", a_worker_outside_the_plan_is_refused),
+    (
+        "a_worker_that_runs_is_not_started_twice_but_another_instance_is",
+        a_worker_that_runs_is_not_started_twice_but_another_instance_is,
+    ),
+    ("starting_again_and_again_is_refused", starting_again_and_again_is_refused),
+    ("a_program_that_cannot_be_executed_is_refused", a_program_that_cannot_be_executed_is_refused),
+    (
+        "a_malformed_message_ends_the_broker_and_everybody_starts_anew",
+        a_malformed_message_ends_the_broker_and_everybody_starts_anew,
+    ),
+    ("a_message_with_a_descriptor_ends_the_broker", a_message_with_a_descriptor_ends_the_broker),
+    ("a_dead_frontend_is_replaced_on_the_same_channel", a_dead_frontend_is_replaced_on_the_same_channel),
+    ("a_channel_that_has_gone_is_opened_anew", a_channel_that_has_gone_is_opened_anew),
+    (
+        "a_channel_that_has_gone_for_good_ends_the_agent_with_0",
+        a_channel_that_has_gone_for_good_ends_the_agent_with_0,
+    ),
+    (
+        "sigterm_ends_everything_with_0_even_those_who_ignore_it",
+        sigterm_ends_everything_with_0_even_those_who_ignore_it,
+    ),
+    ("stop_ends_everything_with_the_status_it_names", stop_ends_everything_with_the_status_it_names),
+    ("a_killed_spawner_leaves_nothing_behind", a_killed_spawner_leaves_nothing_behind),
+    ("ready_tells_the_parent_and_systemd", ready_tells_the_parent_and_systemd),
+    (
+        "a_channel_that_cannot_be_opened_ends_the_start_with_1",
+        a_channel_that_cannot_be_opened_ends_the_start_with_1,
+    ),
+    (
+        "a_channel_that_is_waited_for_does_not_end_the_start",
+        a_channel_that_is_waited_for_does_not_end_the_start,
+    ),
+    ("a_file_in_the_way_of_a_socket_is_not_removed", a_file_in_the_way_of_a_socket_is_not_removed),
+    ("a_socket_path_of_108_bytes_is_too_long", a_socket_path_of_108_bytes_is_too_long),
+    (
+        "a_listening_socket_has_the_mode_that_was_asked_for",
+        a_listening_socket_has_the_mode_that_was_asked_for,
+    ),
+    ("a_serial_line_is_set_to_raw", a_serial_line_is_set_to_raw),
+    (
+        "a_pid_file_that_is_still_ours_is_removed_at_the_end",
+        a_pid_file_that_is_still_ours_is_removed_at_the_end,
+    ),
+    ("a_pid_file_that_somebody_replaced_stays", a_pid_file_that_somebody_replaced_stays),
+    (
+        "an_unconfined_spawner_starts_workers_without_a_filter",
+        an_unconfined_spawner_starts_workers_without_a_filter,
+    ),
+    ("workers_without_a_network_share_one_empty_network", workers_without_a_network_share_one_empty_network),
+    ("a_program_that_everybody_can_write_is_not_started", a_program_that_everybody_can_write_is_not_started),
+];
+
+fn main() {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if let Some(role) = Role::ALL.into_iter().find(|role| name == role.executable()) {
+        return play(role);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: broker/spawner/tests/supervision.rs needs root");
+        return;
+    }
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let chosen: Vec<_> = TESTS
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())))
+        .collect();
+    println!("running {} tests", chosen.len());
+    for (name, test) in &chosen {
+        // A failing test panics, and panics abort: its name is the last line.
+        print!("test {name} ... ");
+        io::stdout().flush().expect("stdout is there");
+        test();
+        println!("ok");
+    }
+    println!("test result: ok. {} passed", chosen.len());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The tests.
+
+fn a_worker_is_born_with_exactly_its_descriptors_and_an_empty_environment() {
+    let mut agent = Agent::start("born", |_| ());
+    let (worker, pid) = agent.start_worker(Role::Query, 0);
+    assert_eq!(
+        worker.ask("describe"),
+        "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 4 memfd:settings\n\
+         arguments portreeve-query 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         parent-death signal 9\nfilters 1\n"
+    );
+    assert_eq!(
+        fs::read_link(format!("/proc/{pid}/exe")).expect("exists"),
+        agent.folder.join("portreeve-query")
+    );
+}
+
+fn a_frontend_is_born_with_its_channel_and_without_settings() {
+    let agent = Agent::start("frontend", |_| ());
+    assert_eq!(
+        agent.frontend.ask("describe"),
+        "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 5 socket\n\
+         arguments portreeve-frontend 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         parent-death signal 9\nfilters 1\n"
+    );
+}
+
+fn the_broker_is_born_with_its_files() {
+    let agent = Agent::start("broker", |_| ());
+    let folder = agent.folder.display().to_string();
+    assert_eq!(
+        agent.broker_description.replace(&folder, "FOLDER"),
+        "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 FOLDER/log\nfd 3 socket\nfd 4 memfd:settings\nfd 5 FOLDER/audit\n\
+         arguments portreeve-broker 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         parent-death signal 9\nfilters 1\n"
+    );
+}
+
+fn a_killed_worker_is_reported_with_its_signal() {
+    let mut agent = Agent::start("kill", |_| ());
+    let (worker, _) = agent.start_worker(Role::File, 1);
+    agent.send(FromBroker::Kill { kind: Role::File, instance: 1 });
+    assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::File, instance: 1, status: 9 });
+    assert!(worker.is_closed());
+}
+
+fn a_worker_that_ends_by_itself_is_reported_with_its_status() {
+    let mut agent = Agent::start("exit", |_| ());
+    let (worker, _) = agent.start_worker(Role::Net, 0);
+    worker.tell("exit 3");
+    assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::Net, instance: 0, status: 0x300 });
+}
+
+fn a_worker_outside_the_plan_is_refused() {
+    let mut agent = Agent::start("outside", |_| ());
+    agent.send(FromBroker::Start { kind: Role::Exec, instance: 0 });
+    let reason = Reason::NotPermitted;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::Exec, instance: 0, reason });
+}
+
+fn a_worker_that_runs_is_not_started_twice_but_another_instance_is() {
+    let mut agent = Agent::start("twice", |_| ());
+    let (_worker, first) = agent.start_worker(Role::File, 0);
+    agent.send(FromBroker::Start { kind: Role::File, instance: 0 });
+    let reason = Reason::AlreadyRunning;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::File, instance: 0, reason });
+    let (_other, second) = agent.start_worker(Role::File, 1);
+    assert_ne!(first, second);
+}
+
+fn starting_again_and_again_is_refused() {
+    let mut agent = Agent::start("often", |_| ());
+    let mut started = 0;
+    let refused = loop {
+        agent.send(FromBroker::Start { kind: Role::Net, instance: 0 });
+        let FromSpawner::Started { .. } = agent.receive().message else { break agent.last };
+        started += 1;
+        agent.send(FromBroker::Kill { kind: Role::Net, instance: 0 });
+        assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::Net, instance: 0, status: 9 });
+    };
+    assert!((10..=12).contains(&started), "10 at once and one a second, but {started} were started");
+    let reason = Reason::TooOften;
+    assert_eq!(refused, Some(FromSpawner::Refused { kind: Role::Net, instance: 0, reason }));
+    // Another kind has an allowance of its own.
+    agent.start_worker(Role::Query, 0);
+}
+
+fn a_program_that_cannot_be_executed_is_refused() {
+    let mut agent = Agent::start("noexec", |setup| {
+        fs::write(setup.folder.join("portreeve-net"), "no program").expect("writes");
+    });
+    agent.send(FromBroker::Start { kind: Role::Net, instance: 0 });
+    let reason = Reason::ExecFailed;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::Net, instance: 0, reason });
+    assert!(agent.log().contains("cannot start net: Exec format error"), "{}", agent.log());
+}
+
+fn a_malformed_message_ends_the_broker_and_everybody_starts_anew() {
+    let mut agent = Agent::start("malformed", |_| ());
+    let (worker, worker_pid) = agent.start_worker(Role::Query, 0);
+    let (broker, frontend) = (agent.broker, agent.frontend_pid);
+
+    send(agent.control.as_raw_fd(), &[0; 16], MsgFlags::empty()).expect("sends");
+
+    agent.meet_broker();
+    assert!(
+        agent.log().contains("the broker is ended: malformed control message: magic 0x00000000"),
+        "{}",
+        agent.log()
+    );
+    assert_ne!(agent.broker, broker);
+    assert_ne!(agent.frontend_pid, frontend);
+    assert!(worker.is_closed());
+    assert_eq!([broker, frontend, worker_pid].map(is_alive), [false; 3]);
+}
+
+fn a_message_with_a_descriptor_ends_the_broker() {
+    let mut agent = Agent::start("rights", |_| ());
+    let broker = agent.broker;
+    let null = File::open("/dev/null").expect("opens");
+    let numbers = [null.as_raw_fd()];
+    let bytes = FromBroker::Ready.encode(0);
+    let sent = sendmsg::<()>(
+        agent.control.as_raw_fd(),
+        &[io::IoSlice::new(&bytes)],
+        &[ControlMessage::ScmRights(&numbers)],
+        MsgFlags::empty(),
+        None,
+    );
+    if sent == Err(nix::errno::Errno::EPERM) {
+        // Linux 6.16: the sender is told, since the spawner's end does not accept any.
+        assert!(is_alive(broker));
+        return;
+    }
+    agent.meet_broker();
+    assert_ne!(agent.broker, broker);
+    assert!(agent.log().contains("malformed control message: 1 descriptors"), "{}", agent.log());
+}
+
+fn a_dead_frontend_is_replaced_on_the_same_channel() {
+    let mut agent = Agent::start("replace", |_| ());
+    let inode = agent.frontend.ask("channel");
+    let first = agent.frontend_pid;
+    kill(Pid::from_raw(first), Signal::SIGSEGV).expect("kills");
+    assert_eq!(
+        agent.receive().message,
+        FromSpawner::Exited { kind: Role::Frontend, instance: 0, status: 11 }
+    );
+    agent.meet_frontend();
+    assert_ne!(agent.frontend_pid, first);
+    assert_eq!(agent.frontend.ask("channel"), inode);
+    UnixStream::connect(&agent.socket).expect("the channel listens");
+}
+
+fn a_channel_that_has_gone_is_opened_anew() {
+    let mut agent = Agent::start("reopen", |setup| setup.plan.channels[0].reopen = true);
+    let inode = agent.frontend.ask("channel");
+    agent.frontend.tell("exit 10");
+    assert_eq!(
+        agent.receive().message,
+        FromSpawner::Exited { kind: Role::Frontend, instance: 0, status: 0xa00 }
+    );
+    agent.meet_frontend();
+    assert_ne!(agent.frontend.ask("channel"), inode);
+    UnixStream::connect(&agent.socket).expect("the channel listens");
+}
+
+fn a_channel_that_has_gone_for_good_ends_the_agent_with_0() {
+    let mut agent = Agent::start("gone", |_| ());
+    agent.frontend.tell("exit 10");
+    assert_eq!(agent.wait().code(), Some(0));
+    assert!(agent.log().contains("channel 0 has gone: ending"), "{}", agent.log());
+}
+
+fn sigterm_ends_everything_with_0_even_those_who_ignore_it() {
+    let mut agent = Agent::start("sigterm", |_| ());
+    let (worker, worker_pid) = agent.start_worker(Role::Query, 0);
+    assert_eq!(worker.ask("ignore SIGTERM"), "done");
+    let begin = Instant::now();
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait().code(), Some(0));
+    let took = begin.elapsed();
+    assert!((Duration::from_millis(900)..Duration::from_secs(2)).contains(&took), "{took:?}");
+    assert_eq!([agent.broker, agent.frontend_pid, worker_pid].map(is_alive), [false; 3]);
+}
+
+fn stop_ends_everything_with_the_status_it_names() {
+    let mut agent = Agent::start("stop", |_| ());
+    let begin = Instant::now();
+    agent.send(FromBroker::Stop { status: 3 });
+    assert_eq!(agent.wait().code(), Some(3));
+    assert!(
+        begin.elapsed() < Duration::from_millis(900),
+        "nobody ignores SIGTERM, but it took {:?}",
+        begin.elapsed()
+    );
+}
+
+fn a_killed_spawner_leaves_nothing_behind() {
+    let mut agent = Agent::start("sigkill", |_| ());
+    let (worker, worker_pid) = agent.start_worker(Role::Query, 0);
+    assert_eq!(worker.ask("ignore SIGTERM"), "done");
+    agent.signal(Signal::SIGKILL);
+    assert_eq!(agent.wait().signal(), Some(9));
+    let pids = [agent.broker, agent.frontend_pid, worker_pid];
+    within_two_seconds(|| pids.map(is_alive) == [false; 3]);
+}
+
+fn ready_tells_the_parent_and_systemd() {
+    let name = format!("portreeve-test-notify-{}", std::process::id());
+    let systemd =
+        UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).expect("a name")).expect("binds");
+    let (mut parent, child) = io::pipe().expect("makes a pipe");
+    let mut agent = Agent::start("ready", |setup| {
+        setup.plan.notify_socket = format!("@{name}").into_bytes();
+        setup.plan.descriptors.ready = Some(setup.inherit(child.into()));
+    });
+    agent.send(FromBroker::Ready);
+    let mut told = Vec::new();
+    parent.read_to_end(&mut told).expect("reads");
+    assert_eq!(told, [spawner::plan::READY]);
+    assert_eq!(datagram(&systemd), "READY=1\n");
+    agent.signal(Signal::SIGINT);
+    assert_eq!(agent.wait().code(), Some(0));
+    assert_eq!(datagram(&systemd), "STOPPING=1\n");
+}
+
+fn a_channel_that_cannot_be_opened_ends_the_start_with_1() {
+    let mut setup = Setup::new("cannot");
+    setup.plan.channels[0].method = Method::VirtioSerial { path: "/dev/virtio-ports/none".into() };
+    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
+    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    let wanted =
+        "critical: error opening channel '/dev/virtio-ports/none': No such file or directory (os error 2)\n";
+    assert!(log.ends_with(wanted), "{log}");
+}
+
+fn a_channel_that_is_waited_for_does_not_end_the_start() {
+    let (mut parent, child) = io::pipe().expect("makes a pipe");
+    let mut setup = Setup::new("waited");
+    let port = setup.folder.join("port");
+    setup.plan.channels[0] =
+        Channel { method: Method::VirtioSerial { path: port.clone() }, retry: true, reopen: false };
+    setup.plan.descriptors.ready = Some(setup.inherit(child.into()));
+    let mut agent = Agent::begin(setup);
+    let mut told = [0];
+    parent.read_exact(&mut told).expect("the waiting parent is let go");
+    agent.accept_broker();
+    assert!(agent.log().contains("waiting for channel path..."), "{}", agent.log());
+    nix::unistd::mkfifo(&port, nix::sys::stat::Mode::S_IRWXU).expect("makes it");
+    // It is looked for every 5 s.
+    agent.meet_frontend();
+}
+
+fn a_file_in_the_way_of_a_socket_is_not_removed() {
+    let setup = Setup::new("file");
+    fs::write(&setup.socket, "precious").expect("writes");
+    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
+    assert_eq!(fs::read_to_string(&setup.socket).expect("reads"), "precious");
+    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    let wanted = format!("Failed to unlink socket {}: it is not a socket\n", setup.socket.display());
+    assert!(log.ends_with(&wanted), "{log}");
+}
+
+fn a_socket_path_of_108_bytes_is_too_long() {
+    let mut setup = Setup::new("long");
+    let path = format!("/tmp/{}", "x".repeat(103));
+    setup.plan.channels[0].method = Method::UnixListen { path: path.clone().into(), mode: None };
+    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
+    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    assert!(log.ends_with(&format!("UNIX socket path '{path}' is too long\n")), "{log}");
+}
+
+fn a_listening_socket_has_the_mode_that_was_asked_for() {
+    let agent = Agent::start("mode", |setup| {
+        // A socket of an earlier run is replaced.
+        drop(UnixListener::bind(&setup.socket).expect("binds"));
+        let path = setup.socket.clone();
+        setup.plan.channels[0].method = Method::UnixListen { path, mode: Some(0o620) };
+    });
+    assert_eq!(fs::metadata(&agent.socket).expect("is there").mode() & 0o777, 0o620);
+}
+
+fn a_serial_line_is_set_to_raw() {
+    let pty = Pty::open();
+    let agent = Agent::start("serial", |setup| {
+        setup.plan.channels[0].method = Method::IsaSerial { path: pty.path.clone() };
+    });
+    let settings = pty.settings();
+    assert_eq!(settings.c_iflag & (libc::ICRNL | libc::IXON | libc::ISTRIP | libc::BRKINT), 0);
+    assert_eq!((settings.c_oflag, settings.c_lflag), (0, 0));
+    assert_eq!((settings.c_cc[libc::VMIN], settings.c_cc[libc::VTIME]), (1, 0));
+    drop(agent);
+}
+
+fn a_pid_file_that_is_still_ours_is_removed_at_the_end() {
+    let mut agent = Agent::start("pidfile", |setup| setup.add_pid_file());
+    let path = agent.folder.join("pid");
+    assert!(path.exists());
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait().code(), Some(0));
+    assert!(!path.exists());
+}
+
+fn a_pid_file_that_somebody_replaced_stays() {
+    let mut agent = Agent::start("pidfile2", |setup| setup.add_pid_file());
+    let path = agent.folder.join("pid");
+    fs::remove_file(&path).expect("removes");
+    fs::write(&path, "4711\n").expect("writes");
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait().code(), Some(0));
+    assert_eq!(fs::read_to_string(&path).expect("is there"), "4711\n");
+}
+
+fn an_unconfined_spawner_starts_workers_without_a_filter() {
+    let mut agent = Agent::start("exec", |setup| setup.plan.workers.push(Role::Exec));
+    let (worker, _) = agent.start_worker(Role::Exec, 0);
+    let description = worker.ask("describe");
+    assert!(description.ends_with("filters 0\n"), "{description}");
+}
+
+fn workers_without_a_network_share_one_empty_network() {
+    let mut agent = Agent::start("network", |_| ());
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).expect("reads");
+    let (_query, query) = agent.start_worker(Role::Query, 0);
+    let (_file, file) = agent.start_worker(Role::File, 0);
+    let (_net, net) = agent.start_worker(Role::Net, 0);
+    assert_eq!(
+        [query, file, agent.broker, agent.frontend_pid].map(network),
+        [(); 4].map(|()| network(query))
+    );
+    assert_ne!(network(query), network(net));
+    assert_eq!(network(net), network(std::process::id().cast_signed()));
+}
+
+fn a_program_that_everybody_can_write_is_not_started() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let setup = Setup::new("writable");
+    let program = setup.folder.join("portreeve-net");
+    fs::set_permissions(program, fs::Permissions::from_mode(0o777)).expect("changes");
+    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
+    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    assert!(log.ends_with("cannot open portreeve-net: somebody else could change it\n"), "{log}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The stage.
+
+/// Everything before the spawner starts.
+struct Setup {
+    folder: PathBuf,
+    socket: PathBuf,
+    meeting: UnixListener,
+    plan: Plan,
+    inherited: Vec<OwnedFd>,
+}
+
+impl Setup {
+    fn new(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("supervision-{name}"));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("makes the folder");
+        for role in Role::ALL {
+            fs::copy("/proc/self/exe", folder.join(role.executable())).expect("copies");
+        }
+        let address = format!("portreeve-test-{}-{name}", std::process::id());
+        let meeting = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&address).expect("a name"))
+            .expect("binds");
+        let mut setup = Self {
+            socket: folder.join("socket"),
+            meeting,
+            plan: Plan {
+                uid_base: jail::DEFAULT_UID_BASE,
+                workers: vec![Role::Query, Role::File, Role::Net],
+                channels: Vec::new(),
+                descriptors: Descriptors {
+                    executables: 0,
+                    settings: 0,
+                    log: 2,
+                    audit: None,
+                    state: None,
+                    ready: None,
+                    pid_file: None,
+                },
+                pid_file: None,
+                name: b"qemu-ga".to_vec(),
+                notify_socket: Vec::new(),
+            },
+            inherited: Vec::new(),
+            folder,
+        };
+        let method = Method::UnixListen { path: setup.socket.clone(), mode: None };
+        setup.plan.channels.push(Channel { method, retry: false, reopen: false });
+        let directory = File::open(&setup.folder).expect("opens");
+        setup.plan.descriptors.executables = setup.inherit(directory.into());
+        let settings = jail::sealed::from_bytes(c"settings", address.as_bytes()).expect("seals");
+        setup.plan.descriptors.settings = setup.inherit(settings);
+        let audit = File::create(setup.folder.join("audit")).expect("makes it");
+        setup.plan.descriptors.audit = Some(setup.inherit(audit.into()));
+        setup
+    }
+
+    /// Leaves a descriptor open for the spawner.
+    fn inherit(&mut self, descriptor: OwnedFd) -> RawFd {
+        let number = descriptor.as_raw_fd();
+        self.inherited.push(descriptor);
+        number
+    }
+
+    fn add_pid_file(&mut self) {
+        let path = self.folder.join("pid");
+        let file = File::create(&path).expect("makes it");
+        self.plan.descriptors.pid_file = Some(self.inherit(file.into()));
+        self.plan.pid_file = Some(path);
+    }
+
+    fn spawn(&self) -> Child {
+        let plan = self.plan.seal().expect("seals");
+        let all: Vec<BorrowedFd<'_>> =
+            self.inherited.iter().map(|fd| fd.as_fd()).chain([plan.as_fd()]).collect();
+        // Tests run one after the other, so nobody else starts a process meanwhile.
+        for descriptor in &all {
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).expect("sets");
+        }
+        let log = File::create(self.folder.join("log")).expect("makes it");
+        let child = Command::new(env!("CARGO_BIN_EXE_portreeve-spawner"))
+            .arg(plan.as_raw_fd().to_string())
+            .env("PORTREEVE_TEST", "must not be seen")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        for descriptor in &all {
+            fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("sets");
+        }
+        child
+    }
+}
+
+/// A running spawner; the test is its broker.
+struct Agent {
+    spawner: Child,
+    folder: PathBuf,
+    socket: PathBuf,
+    meeting: UnixListener,
+    control: Control,
+    last: Option<FromSpawner>,
+    broker: i32,
+    broker_description: String,
+    frontend: Peer,
+    frontend_pid: i32,
+}
+
+impl Agent {
+    fn start(name: &str, change: impl FnOnce(&mut Setup)) -> Self {
+        let mut setup = Setup::new(name);
+        change(&mut setup);
+        let mut agent = Self::begin(setup);
+        agent.meet_broker();
+        agent
+    }
+
+    /// Starts the spawner and meets nobody yet.
+    fn begin(setup: Setup) -> Self {
+        let spawner = setup.spawn();
+        let (unused, _) = UnixStream::pair().expect("makes a pair");
+        let nobody = Peer { socket: unused.try_clone().expect("duplicates").into(), _log: None };
+        Self {
+            spawner,
+            folder: setup.folder,
+            socket: setup.socket,
+            meeting: setup.meeting,
+            control: Control::new(unused.into()),
+            last: None,
+            broker: 0,
+            broker_description: String::new(),
+            frontend: nobody,
+            frontend_pid: 0,
+        }
+    }
+
+    /// Takes the control socket of the stand-in broker that has just started, and its frontend.
+    fn meet_broker(&mut self) {
+        self.accept_broker();
+        self.meet_frontend();
+    }
+
+    fn accept_broker(&mut self) {
+        let (stream, _) = self.meeting.accept().expect("the broker comes");
+        let mut text = vec![0; 4096];
+        let mut space = nix::cmsg_space!(RawFd);
+        let mut parts = [IoSliceMut::new(&mut text)];
+        let message =
+            recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+                .expect("receives");
+        let length = message.bytes;
+        let number = message.cmsgs().expect("whole").find_map(|message| match message {
+            ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
+            _ => None,
+        });
+        // SAFETY: the kernel has just installed it for us; nobody else owns it.
+        self.control = Control::new(unsafe { OwnedFd::from_raw_fd(number.expect("its socket comes along")) });
+        let text = String::from_utf8(text[..length].to_vec()).expect("text");
+        let (pid, description) = text.split_once('\n').expect("two parts");
+        self.broker = pid.parse().expect("a number");
+        self.broker_description = description.to_owned();
+    }
+
+    fn meet_frontend(&mut self) {
+        let received = self.receive();
+        let FromSpawner::Frontend { channel: 0, pid } = received.message else { panic!("{received:?}") };
+        self.frontend_pid = pid.cast_signed();
+        self.frontend = Peer::new(received);
+    }
+
+    fn send(&self, message: FromBroker) {
+        self.control.send(message, 77).expect("sends");
+    }
+
+    fn receive(&mut self) -> Received {
+        let begin = Instant::now();
+        loop {
+            if let Some(received) = self.control.try_receive().expect("a message") {
+                self.last = Some(received.message);
+                return received;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(8), "no message; the log says: {}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn start_worker(&mut self, kind: Role, instance: u16) -> (Peer, i32) {
+        self.send(FromBroker::Start { kind, instance });
+        let received = self.receive();
+        assert_eq!(received.sequence, 77);
+        match received.message {
+            FromSpawner::Started { kind: of, instance: which, pid } if (of, which) == (kind, instance) => {
+                (Peer::new(received), pid.cast_signed())
+            }
+            other => panic!("{other:?}; the log says: {}", self.log()),
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.spawner.id().cast_signed()), signal).expect("signals");
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        loop {
+            if let Some(status) = self.spawner.try_wait().expect("waits") {
+                return status;
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(5),
+                "it does not end; the log says: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).expect("reads")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Nothing may be left of a test, however it ended. Both fail if it has ended already.
+        let _ = self.spawner.kill();
+        let _ = self.spawner.wait();
+    }
+}
+
+/// A stand-in as the broker sees it.
+struct Peer {
+    socket: OwnedFd,
+    _log: Option<OwnedFd>,
+}
+
+impl Peer {
+    fn new(received: Received) -> Self {
+        let (socket, log) = received.descriptors.expect("two descriptors come along");
+        // It was made not to wait; the test has nothing else to do.
+        fcntl(&socket, FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("sets");
+        Self { socket, _log: Some(log) }
+    }
+
+    fn tell(&self, what: &str) {
+        send(self.socket.as_raw_fd(), what.as_bytes(), MsgFlags::MSG_NOSIGNAL).expect("sends");
+    }
+
+    fn ask(&self, what: &str) -> String {
+        self.tell(what);
+        let mut answer = vec![0; 4096];
+        let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("answers");
+        String::from_utf8(answer[..length].to_vec()).expect("text")
+    }
+
+    fn is_closed(&self) -> bool {
+        recv(self.socket.as_raw_fd(), &mut [0; 16], MsgFlags::empty()) == Ok(0)
+    }
+}
+
+/// A pseudo-terminal whose far end is opened by path.
+struct Pty {
+    near: File,
+    path: PathBuf,
+}
+
+impl Pty {
+    fn open() -> Self {
+        let near = File::options().read(true).write(true).open("/dev/ptmx").expect("opens");
+        let mut unlocked: libc::c_int = 0;
+        let mut number: libc::c_int = 0;
+        // SAFETY: both requests take a pointer to an int, alive across the call.
+        unsafe {
+            assert_eq!(libc::ioctl(near.as_raw_fd(), libc::TIOCSPTLCK, &raw mut unlocked), 0);
+            assert_eq!(libc::ioctl(near.as_raw_fd(), libc::TIOCGPTN, &raw mut number), 0);
+        }
+        Self { near, path: format!("/dev/pts/{number}").into() }
+    }
+
+    fn settings(&self) -> libc::termios {
+        let mut settings = std::mem::MaybeUninit::uninit();
+        // SAFETY: tcgetattr fills the termios it is given; the assertion sees to it.
+        unsafe {
+            assert_eq!(libc::tcgetattr(self.near.as_raw_fd(), settings.as_mut_ptr()), 0);
+            settings.assume_init()
+        }
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    // A zombie has ended; it only waits for its new parent.
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
+fn within_two_seconds(holds: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(2), "did not come about");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn datagram(socket: &UnixDatagram) -> String {
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("sets");
+    let mut text = [0; 100];
+    let length = socket.recv(&mut text).expect("a datagram");
+    String::from_utf8(text[..length].to_vec()).expect("text")
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The stand-ins.
+
+fn play(role: Role) {
+    if role == Role::Broker {
+        play_broker();
+    }
+    loop {
+        let mut command = [0; 100];
+        let Ok(length) = recv(3, &mut command, MsgFlags::empty()) else { std::process::exit(2) };
+        let command = String::from_utf8_lossy(&command[..length]);
+        let answer = match &*command {
+            "" => std::process::exit(0),
+            "describe" => describe(),
+            "channel" => fs::read_link("/proc/self/fd/5").expect("is open").display().to_string(),
+            "ignore SIGTERM" => {
+                let nothing = nix::sys::signal::SigHandler::SigIgn;
+                // SAFETY: ignoring a signal runs no code of ours.
+                unsafe { nix::sys::signal::signal(Signal::SIGTERM, nothing) }.expect("ignores");
+                "done".to_owned()
+            }
+            exit => std::process::exit(exit.trim_start_matches("exit ").parse().expect("a status")),
+        };
+        send(3, answer.as_bytes(), MsgFlags::empty()).expect("answers");
+    }
+}
+
+/// Gives the control socket to the test and stays, so that the spawner has somebody to watch.
+fn play_broker() -> ! {
+    // SAFETY: descriptor 4 is the settings, open for as long as this process lives.
+    let settings = unsafe { BorrowedFd::borrow_raw(4) };
+    let address = jail::sealed::read(settings, 200).expect("reads");
+    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(address).expect("a name"));
+    let stream = stream.expect("the test is there");
+    let text = format!("{}\n{}", std::process::id(), describe_before(&stream));
+    sendmsg::<()>(
+        stream.as_raw_fd(),
+        &[io::IoSlice::new(text.as_bytes())],
+        &[ControlMessage::ScmRights(&[3])],
+        MsgFlags::empty(),
+        None,
+    )
+    .expect("sends");
+    drop(stream);
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn describe() -> String {
+    let mut out = String::new();
+    for number in jail::open_descriptors().expect("lists") {
+        out += &describe_descriptor(number);
+    }
+    out += &circumstances();
+    out
+}
+
+/// Without the socket to the test.
+fn describe_before(stream: &UnixStream) -> String {
+    let mut out = String::new();
+    for number in jail::open_descriptors().expect("lists") {
+        if number != stream.as_raw_fd() {
+            out += &describe_descriptor(number);
+        }
+    }
+    out += &circumstances();
+    out
+}
+
+fn describe_descriptor(number: RawFd) -> String {
+    let link = fs::read_link(format!("/proc/self/fd/{number}")).expect("is open").display().to_string();
+    let kind = link.split(':').next().unwrap_or_default();
+    let what = match kind {
+        "pipe" | "socket" => kind,
+        "/memfd" => link.trim_start_matches('/').trim_end_matches(" (deleted)"),
+        _ => &link,
+    };
+    // SAFETY: F_GETFL takes no third argument.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+    let nonblock = if kind == "pipe" && flags & libc::O_NONBLOCK != 0 { " nonblock" } else { "" };
+    format!("fd {number} {what}{nonblock}\n")
+}
+
+fn circumstances() -> String {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let arguments = arguments.join(OsStr::new(" ")).display().to_string();
+    let environment = std::env::vars_os().count();
+    // SAFETY: both take numbers or nothing and change nothing.
+    let leads = unsafe { libc::getsid(0) == libc::getpid() };
+    let session = if leads { "leads its session" } else { "shares a session" };
+    let status = fs::read_to_string("/proc/self/status").expect("reads");
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).expect("is there").to_owned()
+    };
+    let mut signal: libc::c_int = 0;
+    // SAFETY: PR_GET_PDEATHSIG writes an int to a live local.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal) }, 0);
+    let (blocked, filters) = (field("SigBlk:"), field("Seccomp_filters:"));
+    format!(
+        "arguments {arguments}\nenvironment {environment}\n{session}\nblocked {blocked}\nparent-death signal {signal}\n\
+         filters {filters}\n"
+    )
+}
