@@ -4,15 +4,16 @@
 //! hands its control socket to the test over an abstract socket named in the settings; the others describe over descriptor 3
 //! how they were born and then do what they are told. Without root there is nothing to show, and it says so.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -193,14 +194,16 @@ fn starting_again_and_again_is_refused() {
     let mut started = 0;
     let refused = loop {
         agent.send(FromBroker::Start { kind: Role::Net, instance: 0 });
-        let FromSpawner::Started { .. } = agent.receive().message else { break agent.last };
+        // Its socket is kept until it has been killed: without it the worker would end by itself.
+        let received = agent.receive();
+        let FromSpawner::Started { .. } = received.message else { break received.message };
         started += 1;
         agent.send(FromBroker::Kill { kind: Role::Net, instance: 0 });
         assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::Net, instance: 0, status: 9 });
     };
     assert!((10..=12).contains(&started), "10 at once and one a second, but {started} were started");
     let reason = Reason::TooOften;
-    assert_eq!(refused, Some(FromSpawner::Refused { kind: Role::Net, instance: 0, reason }));
+    assert_eq!(refused, FromSpawner::Refused { kind: Role::Net, instance: 0, reason });
     // Another kind has an allowance of its own.
     agent.start_worker(Role::Query, 0);
 }
@@ -261,11 +264,8 @@ fn a_dead_frontend_is_replaced_on_the_same_channel() {
     let mut agent = Agent::start("replace", |_| ());
     let inode = agent.frontend.ask("channel");
     let first = agent.frontend_pid;
-    kill(Pid::from_raw(first), Signal::SIGSEGV).expect("kills");
-    assert_eq!(
-        agent.receive().message,
-        FromSpawner::Exited { kind: Role::Frontend, instance: 0, status: 11 }
-    );
+    kill(Pid::from_raw(first), Signal::SIGABRT).expect("kills");
+    assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::Frontend, instance: 0, status: 6 });
     agent.meet_frontend();
     assert_ne!(agent.frontend_pid, first);
     assert_eq!(agent.frontend.ask("channel"), inode);
@@ -348,8 +348,8 @@ fn ready_tells_the_parent_and_systemd() {
 fn a_channel_that_cannot_be_opened_ends_the_start_with_1() {
     let mut setup = Setup::new("cannot");
     setup.plan.channels[0].method = Method::VirtioSerial { path: "/dev/virtio-ports/none".into() };
-    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
-    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    let (status, log) = fail(&setup);
+    assert_eq!(status, Some(1));
     let wanted =
         "critical: error opening channel '/dev/virtio-ports/none': No such file or directory (os error 2)\n";
     assert!(log.ends_with(wanted), "{log}");
@@ -375,9 +375,9 @@ fn a_channel_that_is_waited_for_does_not_end_the_start() {
 fn a_file_in_the_way_of_a_socket_is_not_removed() {
     let setup = Setup::new("file");
     fs::write(&setup.socket, "precious").expect("writes");
-    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
+    let (status, log) = fail(&setup);
+    assert_eq!(status, Some(1));
     assert_eq!(fs::read_to_string(&setup.socket).expect("reads"), "precious");
-    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
     let wanted = format!("Failed to unlink socket {}: it is not a socket\n", setup.socket.display());
     assert!(log.ends_with(&wanted), "{log}");
 }
@@ -386,8 +386,8 @@ fn a_socket_path_of_108_bytes_is_too_long() {
     let mut setup = Setup::new("long");
     let path = format!("/tmp/{}", "x".repeat(103));
     setup.plan.channels[0].method = Method::UnixListen { path: path.clone().into(), mode: None };
-    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
-    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    let (status, log) = fail(&setup);
+    assert_eq!(status, Some(1));
     assert!(log.ends_with(&format!("UNIX socket path '{path}' is too long\n")), "{log}");
 }
 
@@ -458,17 +458,35 @@ fn a_program_that_everybody_can_write_is_not_started() {
     let setup = Setup::new("writable");
     let program = setup.folder.join("portreeve-net");
     fs::set_permissions(program, fs::Permissions::from_mode(0o777)).expect("changes");
-    assert_eq!(setup.spawn().wait().expect("ends").code(), Some(1));
-    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    let (status, log) = fail(&setup);
+    assert_eq!(status, Some(1));
     assert!(log.ends_with("cannot open portreeve-net: somebody else could change it\n"), "{log}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The stage.
 
+/// A folder that goes with its owner.
+struct Folder(PathBuf);
+
+impl std::ops::Deref for Folder {
+    type Target = PathBuf;
+
+    fn deref(&self) -> &PathBuf {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nothing depends on it: the folder is in the system's temporary directory.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Everything before the spawner starts.
 struct Setup {
-    folder: PathBuf,
+    folder: Folder,
     socket: PathBuf,
     meeting: UnixListener,
     plan: Plan,
@@ -477,15 +495,17 @@ struct Setup {
 
 impl Setup {
     fn new(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("supervision-{name}"));
+        // Short: socket paths have 107 bytes.
+        let folder = std::env::temp_dir().join(format!("portreeve-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("makes the folder");
         for role in Role::ALL {
             fs::copy("/proc/self/exe", folder.join(role.executable())).expect("copies");
         }
-        let address = format!("portreeve-test-{}-{name}", std::process::id());
-        let meeting = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&address).expect("a name"))
-            .expect("binds");
+        // Not an abstract name: the broker is in another network namespace.
+        let address = folder.join("meeting");
+        let meeting = UnixListener::bind(&address).expect("binds");
+        meeting.set_nonblocking(true).expect("sets");
         let mut setup = Self {
             socket: folder.join("socket"),
             meeting,
@@ -507,13 +527,14 @@ impl Setup {
                 notify_socket: Vec::new(),
             },
             inherited: Vec::new(),
-            folder,
+            folder: Folder(folder),
         };
         let method = Method::UnixListen { path: setup.socket.clone(), mode: None };
         setup.plan.channels.push(Channel { method, retry: false, reopen: false });
-        let directory = File::open(&setup.folder).expect("opens");
+        let directory = File::open(&*setup.folder).expect("opens");
         setup.plan.descriptors.executables = setup.inherit(directory.into());
-        let settings = jail::sealed::from_bytes(c"settings", address.as_bytes()).expect("seals");
+        let settings =
+            jail::sealed::from_bytes(c"settings", address.as_os_str().as_encoded_bytes()).expect("seals");
         setup.plan.descriptors.settings = setup.inherit(settings);
         let audit = File::create(setup.folder.join("audit")).expect("makes it");
         setup.plan.descriptors.audit = Some(setup.inherit(audit.into()));
@@ -558,14 +579,20 @@ impl Setup {
     }
 }
 
+/// Runs a spawner that cannot start, and returns its exit status and its log.
+fn fail(setup: &Setup) -> (Option<i32>, String) {
+    let status = setup.spawn().wait().expect("ends");
+    let log = fs::read_to_string(setup.folder.join("log")).expect("reads");
+    (status.code(), log)
+}
+
 /// A running spawner; the test is its broker.
 struct Agent {
     spawner: Child,
-    folder: PathBuf,
+    folder: Folder,
     socket: PathBuf,
     meeting: UnixListener,
     control: Control,
-    last: Option<FromSpawner>,
     broker: i32,
     broker_description: String,
     frontend: Peer,
@@ -592,7 +619,6 @@ impl Agent {
             socket: setup.socket,
             meeting: setup.meeting,
             control: Control::new(unused.into()),
-            last: None,
             broker: 0,
             broker_description: String::new(),
             frontend: nobody,
@@ -607,7 +633,18 @@ impl Agent {
     }
 
     fn accept_broker(&mut self) {
-        let (stream, _) = self.meeting.accept().expect("the broker comes");
+        let begin = Instant::now();
+        let stream = loop {
+            if let Ok((stream, _)) = self.meeting.accept() {
+                break stream;
+            }
+            assert!(
+                begin.elapsed() < Duration::from_secs(8),
+                "no broker comes; the log says: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        };
         let mut text = vec![0; 4096];
         let mut space = nix::cmsg_space!(RawFd);
         let mut parts = [IoSliceMut::new(&mut text)];
@@ -619,6 +656,7 @@ impl Agent {
             ControlMessageOwned::ScmRights(numbers) => numbers.first().copied(),
             _ => None,
         });
+        assert!(number.is_some(), "its socket does not come along; the log says: {}", self.log());
         // SAFETY: the kernel has just installed it for us; nobody else owns it.
         self.control = Control::new(unsafe { OwnedFd::from_raw_fd(number.expect("its socket comes along")) });
         let text = String::from_utf8(text[..length].to_vec()).expect("text");
@@ -642,7 +680,6 @@ impl Agent {
         let begin = Instant::now();
         loop {
             if let Some(received) = self.control.try_receive().expect("a message") {
-                self.last = Some(received.message);
                 return received;
             }
             assert!(begin.elapsed() < Duration::from_secs(8), "no message; the log says: {}", self.log());
@@ -688,7 +725,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Nothing may be left of a test, however it ended. Both fail if it has ended already.
+        // Both fail if it has ended already.
         let _ = self.spawner.kill();
         let _ = self.spawner.wait();
     }
@@ -806,8 +843,7 @@ fn play_broker() -> ! {
     // SAFETY: descriptor 4 is the settings, open for as long as this process lives.
     let settings = unsafe { BorrowedFd::borrow_raw(4) };
     let address = jail::sealed::read(settings, 200).expect("reads");
-    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(address).expect("a name"));
-    let stream = stream.expect("the test is there");
+    let stream = UnixStream::connect(OsString::from_vec(address)).expect("the test is there");
     let text = format!("{}\n{}", std::process::id(), describe_before(&stream));
     sendmsg::<()>(
         stream.as_raw_fd(),
@@ -862,8 +898,10 @@ fn circumstances() -> String {
     let arguments: Vec<_> = std::env::args_os().collect();
     let arguments = arguments.join(OsStr::new(" ")).display().to_string();
     let environment = std::env::vars_os().count();
-    // SAFETY: both take numbers or nothing and change nothing.
-    let leads = unsafe { libc::getsid(0) == libc::getpid() };
+    // Not getsid(2), which the inherited filter does not know. proc_pid_stat(5): state, parent, group, session.
+    let stat = fs::read_to_string("/proc/self/stat").expect("reads");
+    let session = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(3));
+    let leads = session == Some(&*std::process::id().to_string());
     let session = if leads { "leads its session" } else { "shares a session" };
     let status = fs::read_to_string("/proc/self/status").expect("reads");
     let field = |name: &str| {
