@@ -21,6 +21,30 @@ pub struct Sealed {
     pub policy: Policy,
 }
 
+impl Policy {
+    /// The form in which `portreeve-compile` hands it to `portreeve`, which puts it into a [`Sealed`].
+    ///
+    /// # Errors
+    /// [`SealedError::TooLarge`].
+    pub fn encode(&self) -> Result<Vec<u8>, SealedError> {
+        bincode::encode_to_vec(self, ENCODING).map_err(|_| SealedError::TooLarge)
+    }
+
+    /// Reads what [`Self::encode`] wrote. The writer has parsed text and may have been taken over by it: every length is
+    /// bounded.
+    ///
+    /// # Errors
+    /// [`SealedError::Malformed`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SealedError> {
+        let (policy, length) = bincode::decode_from_slice(bytes, ENCODING)
+            .map_err(|error| SealedError::Malformed(error.to_string()))?;
+        match bytes.len().checked_sub(length) {
+            Some(0) => Ok(policy),
+            _ => Err(SealedError::Malformed("bytes are left over".to_owned())),
+        }
+    }
+}
+
 /// Why the sealed form cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealedError {
