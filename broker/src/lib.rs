@@ -1,1 +1,108 @@
-//! To be written.
+//! The broker: decides, records, routes.
+//!
+//! It holds no capability and no file but the audit log's and the state file's descriptors; it opens nothing and parses
+//! no text of the host's. Its peers are the frontends, the workers and the spawner, each on a socket it was handed:
+//! whoever breaks the protocol is stopped. One thread; everything here is `Rc` and `Cell`.
+#![forbid(unsafe_code)]
+
+mod ask;
+mod audit;
+mod control;
+mod dispatch;
+mod files;
+mod frontends;
+mod logs;
+mod numbers;
+mod outbox;
+mod workers;
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use authorize::Sealed;
+use jail::{Ground, Role};
+
+pub use audit::Audit;
+pub use logs::to_stderr as log_to_stderr;
+pub use numbers::Numbers;
+
+/// Everything the broker was born with.
+pub struct Birth {
+    /// Settings and policy.
+    pub sealed: Sealed,
+    /// To the spawner; non-blocking from here on.
+    pub control: OwnedFd,
+    /// Where audit records go.
+    pub audit: Audit,
+    /// Where handle numbers come from.
+    pub numbers: Numbers,
+}
+
+/// The state that all tasks share.
+pub(crate) struct Broker {
+    pub(crate) sealed: Sealed,
+    pub(crate) control: control::Spawner,
+    pub(crate) audit: Audit,
+    pub(crate) workers: workers::Workers,
+    pub(crate) files: RefCell<files::Files>,
+    pub(crate) programs: dispatch::Programs,
+    pub(crate) frontends: RefCell<frontends::Frontends>,
+    /// What the own jail enforces, for the hello.
+    pub(crate) confinement: Vec<(String, String)>,
+}
+
+/// Enters the jail and serves until the spawner closes the control socket.
+///
+/// # Errors
+/// A text for the log when the jail cannot be shut, or the spawner or the broker's own sockets fail.
+pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
+    // Built first: epoll and its eventfd are made here, which the filter does not permit later.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|error| format!("cannot build the event loop: {error}"))?;
+    let Birth { sealed, control, audit, numbers } = birth;
+    let spawner = {
+        let _inside = runtime.enter();
+        control::Spawner::new(control).map_err(|error| format!("cannot watch the control socket: {error}"))?
+    };
+    let entered = jail::enter(Role::Broker, ground, || {}).map_err(|error| error.to_string())?;
+    for missing in &entered.missing {
+        tracing::info!("the broker runs without {missing}");
+    }
+    let broker = Rc::new(Broker {
+        workers: workers::Workers::new(sealed.settings.idle_seconds),
+        files: RefCell::new(files::Files::new(numbers)),
+        programs: dispatch::Programs::default(),
+        frontends: RefCell::default(),
+        confinement: entered.report(),
+        sealed,
+        control: spawner,
+        audit,
+    });
+    let tasks = tokio::task::LocalSet::new();
+    broker.audit.note(
+        "start",
+        &serde_json::json!({
+            "policy": broker.sealed.policy.name(),
+            "build": proto::BUILD_ID,
+            "confinement": broker.confinement.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        }),
+    );
+    let result = tasks.block_on(&runtime, control::serve(broker.clone()));
+    broker.audit.note("stop", &serde_json::json!({}));
+    result
+}
+
+/// Reads settings and policy from the descriptor that the spawner gave.
+///
+/// # Errors
+/// A text for the log if it is not sealed, or of another build.
+pub fn read_sealed(file: &OwnedFd) -> Result<Sealed, String> {
+    const LIMIT: usize = 16 * 1024 * 1024;
+    let bytes =
+        jail::sealed::read(file.as_fd(), LIMIT).map_err(|error| format!("settings and policy: {error}"))?;
+    Sealed::decode(&bytes).map_err(|error| error.to_string())
+}

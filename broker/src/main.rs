@@ -1,1 +1,38 @@
-fn main() {}
+//! `portreeve-broker`: takes what it was born with, shuts its jail, serves.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use broker::{Audit, Birth, Numbers};
+use jail::{Ground, Role};
+
+/// To the spawner.
+const CONTROL: i32 = 3;
+/// Settings and policy.
+const SEALED: i32 = 4;
+/// The audit log, if there is one.
+const AUDIT: i32 = 5;
+/// The state file, if there is one.
+const STATE: i32 = 6;
+
+fn main() -> ExitCode {
+    jail::report_panics(Role::Broker);
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("broker: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<(), String> {
+    let ground = Ground::from_arguments(Role::Broker).map_err(|error| error.to_string())?;
+    let control = jail::take_fd(CONTROL).map_err(|error| format!("control socket: {error}"))?;
+    let sealed = jail::take_fd(SEALED).map_err(|error| format!("settings and policy: {error}"))?;
+    let sealed = broker::read_sealed(&sealed)?;
+    broker::log_to_stderr(sealed.settings.verbose);
+    let audit = Audit::new(&sealed.settings, jail::take_fd(AUDIT).ok())?;
+    let numbers = Numbers::new(jail::take_fd(STATE).ok());
+    broker::run(Birth { sealed, control, audit, numbers }, &ground)
+}

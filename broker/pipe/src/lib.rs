@@ -12,6 +12,7 @@ mod frame;
 #[cfg(feature = "tokio")]
 mod nonblocking;
 
+pub use bincode::{Decode, Encode};
 pub use blocking::Pipe;
 pub use frame::{Assembler, FRAME_MAX, Frame, HEADER, Received, decode_head};
 #[cfg(feature = "tokio")]

@@ -9,7 +9,9 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 /// For commands that take none: any member is unexpected in QEMU's dialect and ignored in Phoenix's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode, serde::Deserialize, serde::Serialize,
+)]
 pub struct NoArguments {}
 
 /// Bulk data of a request: base64 text in the frontend, raw pieces behind the request from there on.

@@ -70,6 +70,16 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Whether it can change the guest, so that a use of it is recorded before it is made.
+    pub const fn changes(self) -> bool {
+        match self {
+            Group::FileWrite | Group::NetChange | Group::Exec => true,
+            Group::Agent | Group::Query | Group::FileRead | Group::NetQuery => false,
+        }
+    }
+}
+
 /// A member of a reply whose value is sent ahead of it in pieces, as raw bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
@@ -104,11 +114,6 @@ impl Command {
     pub fn id(&'static self) -> CommandId {
         let position = crate::commands().position(|command| std::ptr::eq(command, self));
         CommandId(position.and_then(|position| u16::try_from(position).ok()).unwrap_or(u16::MAX))
-    }
-
-    /// Whether it can change the guest, so that it is recorded before it is done.
-    pub const fn changes(&self) -> bool {
-        matches!(self.group, Group::FileWrite | Group::NetChange | Group::Exec)
     }
 }
 

@@ -33,7 +33,10 @@ pub struct Exec {
     pub capture_output: Capture,
 }
 
-fn names_only<S: serde::Serializer>(environment: &Option<Vec<Text>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn names_only<S: serde::Serializer>(
+    environment: &Option<Vec<Text>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     let name = |entry: &Text| Text(entry.0.split(|&byte| byte == b'=').next().unwrap_or_default().to_vec());
     environment.as_ref().map(|entries| entries.iter().map(name).collect::<Vec<_>>()).serialize(serializer)
 }

@@ -24,6 +24,9 @@ pub const PAYLOAD: u64 = 64 * 1024 * 1024;
 /// Open files of all clients together.
 pub const OPEN_FILES: usize = 1024;
 
+/// Threads of one file worker: as many operations may hang at a time before a second worker is started.
+pub const FILE_THREADS: usize = 4;
+
 /// Programs of `guest-exec` that are remembered, running or ended.
 pub const PROGRAMS: usize = 128;
 

@@ -90,6 +90,8 @@ pub enum ToWorker {
     More(u16),
     /// Nobody waits for this job any more. What it would hand out is taken back, if it has not begun it is dropped.
     Abandon,
+    /// Closes the file with this handle: it was opened too late for anybody to know of it.
+    Forget(u64),
 }
 
 /// One permitted request on its way to the worker, which checks it again by the same policy.
@@ -111,6 +113,8 @@ pub struct Detail {
     /// A read: where to read, instead of at the file's position, and leave the position alone.
     /// A write: where in the request's payload this job's piece begins.
     pub offset: Option<u64>,
+    /// A write: the position to move the file to first, because reads by offset have gone past it.
+    pub position: Option<u64>,
     /// A read: how many bytes of it to return now, at most [`PIECE`](crate::limits::PIECE).
     pub count: u32,
 }

@@ -64,22 +64,24 @@ impl Birth {
         A: Into<Reply>,
     {
         let connection = self.enter(|| {});
-        connection.serve_jobs(&mut work);
+        connection.serve_jobs(&mut work, &|_| {});
         jail::exit_now(0)
     }
 
     /// As [`Self::serve`], on `threads` threads that all take jobs from the one socket: while some are stuck in the
-    /// kernel, the others go on. Jobs must be whole messages of one frame.
+    /// kernel, the others go on. Jobs must be whole messages of one frame. `forget` takes back what was handed out
+    /// under a handle.
     pub fn serve_on_threads<Q, A>(
         self,
         threads: usize,
+        forget: impl Fn(u64) + Send + Sync + 'static,
         work: impl Fn(Q, &Call<'_>) -> Result<A, Failed> + Send + Sync + 'static,
     ) -> !
     where
         Q: TryFrom<Request> + 'static,
         A: Into<Reply> + 'static,
     {
-        let work = Arc::new(work);
+        let work = Arc::new((work, forget));
         let gate = Arc::new(Gate::default());
         let connection = Connection { role: self.role, sealed: self.sealed.clone(), pipe: self.pipe.clone() };
         // They exist before the filter, which then is put on all of them: it need not permit to make threads.
@@ -91,7 +93,7 @@ impl Birth {
                     let (work, gate, connection) = (work.clone(), gate.clone(), connection.clone());
                     let thread = std::thread::Builder::new().stack_size(256 * 1024).spawn(move || {
                         gate.wait();
-                        connection.serve_jobs(&*work);
+                        connection.serve_jobs(&work.0, &work.1);
                         jail::exit_now(0)
                     });
                     if let Err(error) = thread {
@@ -105,7 +107,7 @@ impl Birth {
         let connection = self.enter(|| shared = Some(start()));
         gate.open();
         if let Some(work) = shared {
-            connection.serve_jobs(&*work);
+            connection.serve_jobs(&work.0, &work.1);
         }
         jail::exit_now(0)
     }
@@ -165,6 +167,8 @@ pub enum Event<'a, Q> {
     More(u64, u16),
     /// Nobody waits for the job with this id any more.
     Abandoned(u64),
+    /// What was handed out under this handle is to be taken back: nobody knows of it.
+    Forget(u64),
 }
 
 impl Connection {
@@ -184,6 +188,7 @@ impl Connection {
             ToWorker::Piece => Event::Piece(id, payload),
             ToWorker::More(count) => Event::More(id, count),
             ToWorker::Abandon => Event::Abandoned(id),
+            ToWorker::Forget(handle) => Event::Forget(handle),
             ToWorker::Hello(_) => self.fault("a second hello"),
         })
     }
@@ -204,7 +209,7 @@ impl Connection {
     }
 
     /// One job after the other until the broker goes.
-    fn serve_jobs<Q, A>(&self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, Failed>)
+    fn serve_jobs<Q, A>(&self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, Failed>, forget: &impl Fn(u64))
     where
         Q: TryFrom<Request>,
         A: Into<Reply>,
@@ -222,6 +227,7 @@ impl Connection {
                 }
                 // It has been done by now or waits behind this message; the broker drops the answer.
                 Event::Abandoned(_) => {}
+                Event::Forget(handle) => forget(handle),
                 Event::Piece(..) | Event::More(..) => {
                     self.fault("a piece, or asked for one, in no job with pieces")
                 }

@@ -1,0 +1,114 @@
+//! One request under way, between the frontend that brought it and the work that is done for it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use proto::message::ToFrontend;
+use proto::{Answer, limits};
+use tokio::sync::Notify;
+
+use crate::outbox::Outbox;
+
+/// A request that a frontend waits for.
+pub(crate) struct Ask {
+    pub(crate) id: u64,
+    pub(crate) lane: u32,
+    pub(crate) channel: Rc<str>,
+    outbox: Rc<Outbox<ToFrontend>>,
+    abandoned: Cell<bool>,
+    /// Pieces of the reply that may be sent.
+    credit: Cell<u16>,
+    /// Pieces of the payload that have come and not been used.
+    pieces: RefCell<VecDeque<Vec<u8>>>,
+    changed: Notify,
+}
+
+impl Ask {
+    pub(crate) fn new(
+        id: u64,
+        lane: u32,
+        channel: Rc<str>,
+        outbox: Rc<Outbox<ToFrontend>>,
+        first: &[u8],
+    ) -> Self {
+        let pieces = if first.is_empty() { VecDeque::new() } else { VecDeque::from([first.to_vec()]) };
+        Ask {
+            id,
+            lane,
+            channel,
+            outbox,
+            abandoned: Cell::new(false),
+            credit: Cell::new(limits::WINDOW),
+            pieces: RefCell::new(pieces),
+            changed: Notify::new(),
+        }
+    }
+
+    /// A further piece of the payload has come; false if it was not asked for.
+    pub(crate) fn piece_came(&self, bytes: &[u8]) -> bool {
+        let mut pieces = self.pieces.borrow_mut();
+        if bytes.is_empty() || pieces.len() >= usize::from(limits::WINDOW) {
+            return false;
+        }
+        pieces.push_back(bytes.to_vec());
+        drop(pieces);
+        self.changed.notify_one();
+        true
+    }
+
+    /// The frontend takes that many more pieces; false if it takes more than it may.
+    pub(crate) fn more_came(&self, count: u16) -> bool {
+        let credit = self.credit.get().saturating_add(count);
+        self.credit.set(credit);
+        self.changed.notify_one();
+        credit <= limits::WINDOW
+    }
+
+    /// Nobody waits for the answer any more.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.set(true);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.get()
+    }
+
+    /// The next piece of the payload; nothing if the request was abandoned before all had come.
+    /// Whoever uses it asks for a further one.
+    pub(crate) async fn next_piece(&self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(piece) = self.pieces.borrow_mut().pop_front() {
+                self.outbox.send(self.id, 0, &ToFrontend::More(1), &[]);
+                return Some(piece);
+            }
+            if self.abandoned.get() {
+                return None;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Sends a piece of the reply when the frontend is ready for it; false if nobody waits for it any more.
+    pub(crate) async fn send_piece(&self, stream: u8, bytes: &[u8]) -> bool {
+        loop {
+            if self.abandoned.get() {
+                return false;
+            }
+            if let Some(left) = self.credit.get().checked_sub(1) {
+                self.credit.set(left);
+                self.outbox.send(self.id, 0, &ToFrontend::Piece(stream), bytes);
+                return true;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Ends the request, with the last bytes of the reply's first stream.
+    pub(crate) fn answer(&self, answer: Answer, bytes: &[u8]) {
+        if !self.abandoned.get() {
+            self.outbox.send(self.id, 0, &ToFrontend::Answer(answer), bytes);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The spawner's side of things: start and kill by kind, and learn what has ended.
+//!
+//! The spawner has every right and believes nothing but 16-byte messages; it is the one peer that the broker cannot
+//! do without: when it goes, so does the broker.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use jail::Role;
+use spawner::{Control, ControlError, FromBroker, FromSpawner, Reason};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use crate::Broker;
+use crate::frontends;
+
+/// What came of asking for a worker: its socket and its log pipe.
+type Started = Result<(OwnedFd, OwnedFd), Reason>;
+
+/// Asks the spawner.
+pub(crate) struct Spawner {
+    control: Control,
+    ready: AsyncFd<OwnedFd>,
+    sequence: Cell<u32>,
+    starting: RefCell<HashMap<u32, oneshot::Sender<Started>>>,
+}
+
+impl Spawner {
+    pub(crate) fn new(socket: OwnedFd) -> std::io::Result<Self> {
+        let ready = pipe::watch(socket.try_clone()?)?;
+        Ok(Spawner {
+            control: Control::new(socket),
+            ready,
+            sequence: Cell::new(0),
+            starting: RefCell::default(),
+        })
+    }
+
+    /// Has a worker started; returns its socket and its log pipe.
+    pub(crate) async fn start(&self, kind: Role, instance: u16) -> Result<(OwnedFd, OwnedFd), String> {
+        let sequence = self.next_sequence();
+        let (sender, receiver) = oneshot::channel();
+        self.starting.borrow_mut().insert(sequence, sender);
+        self.send(FromBroker::Start { kind, instance }, sequence);
+        match receiver.await {
+            Ok(Ok(descriptors)) => Ok(descriptors),
+            Ok(Err(reason)) => Err(match reason {
+                Reason::NotPermitted => "the policy in force when the agent started does not need it",
+                Reason::TooOften => "it has ended too often in the last seconds; try again later",
+                Reason::ExecFailed => "its program could not be executed; reinstall the agent",
+                Reason::AlreadyRunning => "an earlier one hangs and cannot be ended",
+            }
+            .to_owned()),
+            Err(_) => Err("the spawner has gone".to_owned()),
+        }
+    }
+
+    pub(crate) fn kill(&self, kind: Role, instance: u16) {
+        self.send(FromBroker::Kill { kind, instance }, 0);
+    }
+
+    /// All frontends are in service.
+    pub(crate) fn ready(&self) {
+        self.send(FromBroker::Ready, 0);
+    }
+
+    /// Ends the agent.
+    pub(crate) fn stop(&self) {
+        self.send(FromBroker::Stop { status: 0 }, 0);
+    }
+
+    fn send(&self, message: FromBroker, sequence: u32) {
+        if let Err(error) = self.control.send(message, sequence) {
+            tracing::error!("the spawner does not take a message: {error}");
+        }
+    }
+
+    fn next_sequence(&self) -> u32 {
+        // 0 stands for "no answer expected".
+        let next = self.sequence.get().checked_add(1).unwrap_or(1);
+        self.sequence.set(next);
+        next
+    }
+
+    async fn next(&self) -> Result<spawner::Received, ControlError> {
+        loop {
+            let mut ready = self.ready.readable().await.map_err(ControlError::Io)?;
+            match self.control.try_receive()? {
+                Some(received) => return Ok(received),
+                None => ready.clear_ready(),
+            }
+        }
+    }
+}
+
+/// Follows the spawner until it closes the socket.
+pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
+    loop {
+        let received = match broker.control.next().await {
+            Ok(received) => received,
+            Err(ControlError::Closed) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let started = broker.control.starting.borrow_mut().remove(&received.sequence);
+        match (received.message, received.descriptors) {
+            (FromSpawner::Started { .. }, Some(descriptors)) => answer(started, Ok(descriptors)),
+            (FromSpawner::Refused { reason, .. }, _) => answer(started, Err(reason)),
+            (FromSpawner::Frontend { channel, pid }, Some((socket, log))) => {
+                tracing::debug!("frontend {channel} is process {pid}");
+                tokio::task::spawn_local(crate::logs::copy(format!("frontend {channel}"), log));
+                tokio::task::spawn_local(frontends::serve(broker.clone(), channel, socket));
+            }
+            (FromSpawner::Exited { kind: Role::Frontend, instance, status }, _) => {
+                tracing::info!("frontend {instance} ended: {}", describe(status));
+            }
+            (FromSpawner::Exited { kind, instance, status }, _) => {
+                broker.workers.exited(kind, instance, &describe(status));
+            }
+            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. }, None) => {
+                return Err("the spawner sent no descriptors".to_owned());
+            }
+        }
+    }
+}
+
+fn answer(waiting: Option<oneshot::Sender<Started>>, started: Started) {
+    // Whoever asked may have given up; then dropping the socket ends the worker.
+    if let Some(waiting) = waiting {
+        let _ = waiting.send(started);
+    }
+}
+
+fn describe(status: i32) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    let status = std::process::ExitStatus::from_raw(status);
+    match status.signal() {
+        // SIGSYS
+        Some(31) => "killed for a system call that its sandbox does not permit".to_owned(),
+        Some(signal) => format!("killed by signal {signal}"),
+        None => format!("exit status {}", status.code().unwrap_or_default()),
+    }
+}

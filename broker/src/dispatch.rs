@@ -1,0 +1,253 @@
+//! The way of one request: decided, recorded, done, recorded, answered.
+//!
+//! Everything that is done for a host passes [`carry_out`], and nothing passes it without a [`Permitted`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use authorize::{Asker, Permitted, authorize};
+use proto::message::{Detail, Job};
+use proto::{Answer, Failed, Privilege, Reply, Request, agent, exec, limits};
+use tokio::time::timeout;
+
+use crate::Broker;
+use crate::ask::Ask;
+use crate::audit::Outcome;
+use crate::files;
+use crate::workers::{Event, Instance};
+
+/// What work returns: the reply, the last bytes of its first stream, and how many bytes of payload there were in all.
+pub(crate) struct Work {
+    pub(crate) reply: Reply,
+    pub(crate) last_bytes: Vec<u8>,
+    pub(crate) total: u64,
+}
+
+impl Work {
+    pub(crate) fn without_bytes(reply: impl Into<Reply>) -> Self {
+        Work { reply: reply.into(), last_bytes: Vec::new(), total: 0 }
+    }
+}
+
+/// How long a command of this privilege may take when nobody else waits for it.
+pub(crate) const fn deadline(privilege: Privilege) -> Duration {
+    match privilege {
+        Privilege::Agent => Duration::from_secs(1),
+        Privilege::Query | Privilege::Net | Privilege::NetAdmin | Privilege::Exec => Duration::from_secs(10),
+        // A disk that spins up, a network filesystem that fails over.
+        Privilege::File => Duration::from_secs(30),
+    }
+}
+
+/// What is said when a command takes longer than its deadline.
+pub(crate) fn too_late(command: &str, limit: Duration) -> Failed {
+    Failed::new(format!(
+        "{command} has not finished after {} s and is given up; what it works on does not answer",
+        limit.as_secs()
+    ))
+}
+
+/// Does what is asked, if it may be done.
+pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) {
+    let file = broker.files.borrow().path_of(&request);
+    let asked = broker.audit.asked(&ask.channel, &request, file);
+    let permitted = match authorize(&broker.sealed.policy, Asker { channel: &ask.channel }, request) {
+        Ok(permitted) => permitted,
+        Err(refusal) => {
+            // Nothing is done: a record that is missing hides nothing.
+            let _ =
+                broker.audit.request(&asked, Some(&refusal.rule), None, &Outcome::Denied, ask.is_abandoned());
+            return ask.answer(Answer::Denied(refusal.denied), &[]);
+        }
+    };
+    let rule = permitted.rule().clone();
+    let privilege = permitted.request().privilege();
+    let worker = (privilege != Privilege::Agent).then(|| privilege.name());
+    let changes = permitted.request().group().changes();
+    if changes || broker.audit.is_required() {
+        let begins = broker.audit.request(&asked, Some(&rule), worker, &Outcome::Begins, ask.is_abandoned());
+        if let Err(failed) = begins {
+            return ask.answer(Answer::Failed(failed), &[]);
+        }
+    }
+    let result = work(broker, ask, permitted).await;
+    let outcome = match &result {
+        Ok(work) => Outcome::Done(work.total),
+        Err(failed) => Outcome::Failed(failed),
+    };
+    // It has been done; the record before it is what was required.
+    let _ = broker.audit.request(&asked, Some(&rule), worker, &outcome, ask.is_abandoned());
+    match result {
+        Ok(work) => ask.answer(Answer::Done(work.reply), &work.last_bytes),
+        Err(failed) => ask.answer(Answer::Failed(failed), &[]),
+    }
+}
+
+async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Result<Work, Failed> {
+    match permitted.into_request() {
+        Request::Agent(request) => agent_itself(broker, ask, &request),
+        Request::File(request) => files::work(broker, ask, request).await,
+        Request::Exec(exec::Request::Exec(request)) => start_program(broker, ask, request).await,
+        Request::Exec(exec::Request::Status(request)) => program_status(broker, ask, request).await,
+        request @ (Request::Query(_) | Request::Net(_) | Request::NetAdmin(_)) => {
+            simple(broker, ask, request).await
+        }
+    }
+}
+
+/// The frontend answers these in front; one that comes this far is answered all the same, from here.
+fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Result<Work, Failed> {
+    let reply = match request {
+        agent::Request::Sync(sync) => agent::Reply::Sync(sync.id),
+        agent::Request::Shutdown(_) => {
+            // Answered first, as its documentation promises; then everything ends with status 0.
+            let reply = Reply::from(agent::Reply::Shutdown(true));
+            ask.answer(Answer::Done(reply.clone()), &[]);
+            ask.abandon();
+            let broker = broker.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                broker.control.stop();
+            });
+            return Ok(Work::without_bytes(reply));
+        }
+        agent::Request::SyncDelimited(_)
+        | agent::Request::Ping(_)
+        | agent::Request::Info(_)
+        | agent::Request::PhoenixPing(_)
+        | agent::Request::Commands(_) => {
+            return Err(Failed::new(format!("{} is answered by the frontend", request.command().name())));
+        }
+    };
+    Ok(Work::without_bytes(reply))
+}
+
+/// One job, one answer. The worker holds nothing: if it hangs it is ended.
+async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+    let privilege = request.privilege();
+    let name = request.command().name();
+    let limit = deadline(privilege);
+    let done = timeout(limit, async {
+        let instance = broker.workers.acquire(broker, privilege).await?;
+        let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
+        let running = instance.run(job, limit, &[]);
+        match timeout(limit, running.end()).await {
+            Ok((result, _)) => result.map(Work::without_bytes),
+            Err(_) => {
+                running.kill_worker(broker);
+                Err(too_late(name, limit))
+            }
+        }
+    });
+    // The inner limit comes first when a worker was found.
+    done.await.unwrap_or_else(|_| Err(too_late(name, limit)))
+}
+
+/// Programs of `guest-exec` and the worker that knows of each.
+#[derive(Default)]
+pub(crate) struct Programs(RefCell<HashMap<i64, Rc<Instance>>>);
+
+impl Programs {
+    fn insert(&self, pid: i64, instance: &Rc<Instance>) {
+        let mut programs = self.0.borrow_mut();
+        // The worker forgets the oldest by itself; what it has forgotten need not be known here.
+        if programs.len() >= 4 * limits::PROGRAMS {
+            programs.retain(|_, instance| !instance.has_ended());
+        }
+        if programs.insert(pid, instance.clone()).is_none() {
+            instance.hold();
+        }
+    }
+
+    fn remove(&self, pid: i64) {
+        if let Some(instance) = self.0.borrow_mut().remove(&pid) {
+            instance.release();
+        }
+    }
+
+    fn was_lost(&self, pid: i64) -> bool {
+        self.0.borrow().get(&pid).is_some_and(|instance| instance.has_ended())
+    }
+}
+
+async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> Result<Work, Failed> {
+    let limit = deadline(Privilege::Exec);
+    let length = request.input_data.length;
+    let instance = timeout(limit, broker.workers.acquire(broker, Privilege::Exec))
+        .await
+        .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
+    let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
+    let mut sent = size(&first);
+    let request = exec::Request::Exec(request).into();
+    let running = instance.run(job(ask, request), limit, &first);
+    while sent < length {
+        let Some(piece) = ask.next_piece().await else {
+            return Err(Failed::new("guest-exec was abandoned before all of its input had come"));
+        };
+        match timeout(limit, running.next()).await {
+            Ok(Event::Taken) => {}
+            Ok(Event::End(result, _)) => return result.map(Work::without_bytes),
+            Ok(Event::Lost(why)) => return Err(Failed::new(why)),
+            Ok(Event::Piece(..)) | Err(_) => return Err(too_late("guest-exec", limit)),
+        }
+        sent = sent.saturating_add(size(&piece));
+        running.piece(&piece);
+    }
+    // Given up, it is killed by the worker as soon as it starts.
+    let (result, _) = timeout(limit, running.end()).await.map_err(|_| too_late("guest-exec", limit))?;
+    let reply = result?;
+    if let Reply::Exec(exec::Reply::Exec(started)) = &reply {
+        broker.programs.insert(started.pid, &instance);
+    }
+    Ok(Work { reply, last_bytes: Vec::new(), total: length })
+}
+
+async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -> Result<Work, Failed> {
+    let pid = request.pid;
+    if broker.programs.was_lost(pid) {
+        broker.programs.remove(pid);
+        let why = "the exec worker that had started it ended, and what was known of it is lost";
+        return Err(Failed::new(format!("PID {pid} does not exist: {why}")));
+    }
+    let limit = deadline(Privilege::Exec);
+    let instance = timeout(limit, broker.workers.acquire(broker, Privilege::Exec))
+        .await
+        .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?;
+    let running = instance.run(job(ask, exec::Request::Status(request).into()), limit, &[]);
+    let mut total = 0_u64;
+    loop {
+        match timeout(limit, running.next()).await {
+            Ok(Event::Piece(stream, bytes)) => {
+                if !ask.send_piece(stream, &bytes).await {
+                    // The worker keeps a result that nobody has taken.
+                    return Err(Failed::new(
+                        "guest-exec-status was abandoned before all of its output was sent",
+                    ));
+                }
+                total = total.saturating_add(size(&bytes));
+                running.more(1);
+            }
+            Ok(Event::End(result, last_bytes)) => {
+                let reply = result?;
+                if let Reply::Exec(exec::Reply::Status(exec::StatusDone { exited: true, .. })) = reply {
+                    broker.programs.remove(pid);
+                }
+                total = total.saturating_add(size(&last_bytes));
+                return Ok(Work { reply, last_bytes, total });
+            }
+            Ok(Event::Lost(why)) => return Err(Failed::new(why)),
+            Ok(Event::Taken) => {}
+            Err(_) => return Err(too_late("guest-exec-status", limit)),
+        }
+    }
+}
+
+fn job(ask: &Ask, request: Request) -> Job {
+    Job { channel: ask.channel.to_string(), request, detail: Detail::default() }
+}
+
+pub(crate) fn size(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,531 @@
+//! Open files: their numbers, who has them open, and reading ahead.
+//!
+//! The file worker holds the descriptors; the broker knows each by a number of its own and lets one operation at a time
+//! work on it. A handle belongs to the agent, not to a connection; it is lost only with its worker, and then says so.
+//!
+//! For a regular file that is read in order the broker asks for a whole piece at the file's offset and serves what
+//! follows from it, as C's stdio does for qemu-ga with its own buffer. What was read ahead is dropped at any other
+//! operation on the handle, after a second, and beyond a number of files.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use proto::file::{self, Reply, Request};
+use proto::message::{Detail, Job};
+use proto::{Dialect, Failed, Privilege, limits};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
+
+use crate::Broker;
+use crate::ask::Ask;
+use crate::dispatch::{Work, deadline, size, too_late};
+use crate::numbers::Numbers;
+use crate::workers::{Instance, Running};
+
+const LIMIT: Duration = deadline(Privilege::File);
+/// What was read ahead longer ago than this may differ from the file by now.
+const FRESH: Duration = Duration::from_secs(1);
+/// Files that may have something read ahead at the same time.
+const AHEAD: usize = 16;
+/// Keeps the two dialects' numbers apart in the worker.
+const PHOENIX: u64 = 1 << 62;
+/// `guest-file-read` without a count.
+const DEFAULT_COUNT: i64 = 4096;
+
+/// All open files.
+pub(crate) struct Files {
+    numbers: Numbers,
+    open: HashMap<(Dialect, i64), Rc<OpenFile>>,
+}
+
+/// One open file.
+struct OpenFile {
+    /// What the worker knows it by.
+    key: u64,
+    path: String,
+    regular: bool,
+    append: bool,
+    instance: Rc<Instance>,
+    position: Mutex<Position>,
+    /// An operation was given up and has not ended.
+    stuck: Cell<bool>,
+}
+
+/// Where reading goes on.
+#[derive(Default)]
+struct Position {
+    /// Where the client thinks the file stands; nothing if only the worker knows.
+    known: Option<u64>,
+    /// Reads by offset have gone past the worker's own position.
+    behind: bool,
+    /// Where the last read ended: another one from there is reading in order.
+    last_end: Option<u64>,
+    ahead: Option<Ahead>,
+}
+
+/// Bytes that were read ahead.
+struct Ahead {
+    start: u64,
+    bytes: Vec<u8>,
+    /// The end of the file is behind them.
+    eof: bool,
+    read_at: Instant,
+}
+
+impl Files {
+    pub(crate) fn new(numbers: Numbers) -> Self {
+        Files { numbers, open: HashMap::new() }
+    }
+
+    /// The path of the open file that a request is about, for the record.
+    pub(crate) fn path_of(&self, request: &proto::Request) -> Option<String> {
+        let proto::Request::File(request) = request else { return None };
+        let key = match request {
+            Request::Close(file::OfHandle { handle }) | Request::Flush(file::OfHandle { handle }) => {
+                (Dialect::Qga, *handle)
+            }
+            Request::Read(read) => (Dialect::Qga, read.handle),
+            Request::Write(write) => (Dialect::Qga, write.handle),
+            Request::Seek(seek) => (Dialect::Qga, seek.handle),
+            Request::PhoenixClose(handle) | Request::PhoenixRead(handle) => {
+                (Dialect::Phoenix, handle.handle_id)
+            }
+            Request::PhoenixWrite(write) => (Dialect::Phoenix, write.handle_id),
+            Request::Open(_)
+            | Request::PhoenixOpen(_)
+            | Request::Md5Sum(_)
+            | Request::Chown(_)
+            | Request::Chmod(_)
+            | Request::Stat(_)
+            | Request::CreateDirectory(_)
+            | Request::ListDirectory(_) => return None,
+        };
+        self.open.get(&key).map(|file| file.path.clone())
+    }
+
+    fn find(&mut self, dialect: Dialect, number: i64) -> Result<Rc<OpenFile>, Failed> {
+        let unknown = || match dialect {
+            Dialect::Qga => Failed::new(format!("handle '{number}' has not been found")),
+            Dialect::Phoenix => Failed::new("Incorrect handle id"),
+        };
+        let file = self.open.get(&(dialect, number)).cloned().ok_or_else(unknown)?;
+        if file.instance.has_ended() {
+            self.open.remove(&(dialect, number));
+            tracing::warn!("handle {number} ({}) was lost with its worker", file.path);
+            return Err(match dialect {
+                Dialect::Qga => Failed::new(format!(
+                    "handle '{number}' has not been found: it was lost when the file worker ended; open the file again"
+                )),
+                Dialect::Phoenix => unknown(),
+            });
+        }
+        if file.stuck.get() {
+            return Err(Failed::new(format!(
+                "handle '{number}' is busy: an earlier operation on it has not finished"
+            )));
+        }
+        Ok(file)
+    }
+
+    fn remove(&mut self, dialect: Dialect, number: i64) {
+        if let Some(file) = self.open.remove(&(dialect, number)) {
+            file.instance.release();
+        }
+    }
+
+    /// Drops what was read ahead where it is oldest, so that one more may be kept.
+    fn make_room_ahead(&self) {
+        let mut held: Vec<(Instant, &Rc<OpenFile>)> = self
+            .open
+            .values()
+            .filter_map(|file| Some((file.position.try_lock().ok()?.ahead.as_ref()?.read_at, file)))
+            .collect();
+        held.sort_by_key(|(read_at, _)| *read_at);
+        for (_, file) in held.iter().take(held.len().saturating_sub(AHEAD - 1)) {
+            if let Ok(mut position) = file.position.try_lock() {
+                position.ahead = None;
+            }
+        }
+    }
+}
+
+/// Carries out a request of the file privilege.
+pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -> Result<Work, Failed> {
+    let find = |dialect, number| broker.files.borrow_mut().find(dialect, number);
+    match request {
+        Request::Open(_) | Request::PhoenixOpen(_) => open(broker, ask, request).await,
+        Request::Read(read) => {
+            let file = find(Dialect::Qga, read.handle)?;
+            file.read(broker, ask, read).await
+        }
+        Request::Write(write) => {
+            let file = find(Dialect::Qga, write.handle)?;
+            let total = write.count.unwrap_or(i64::MAX);
+            let written = file.write(ask, write.buf_b64.length, |_| Request::Write(write.clone())).await?;
+            // What the worker refuses has not come this far, so this is what was asked for.
+            let count = i64::try_from(written).unwrap_or(total);
+            Ok(Work {
+                total: written,
+                ..Work::without_bytes(Reply::Write(file::Written { count, eof: false }))
+            })
+        }
+        Request::Seek(seek) => {
+            let file = find(Dialect::Qga, seek.handle)?;
+            file.seek(ask, seek).await
+        }
+        Request::Flush(handle) => {
+            let file = find(Dialect::Qga, handle.handle)?;
+            let _one_at_a_time = file.position.lock().await;
+            file.run(ask, Request::Flush(handle), Detail::default(), &[])
+                .await
+                .map(|(reply, _)| Work::without_bytes(reply))
+        }
+        Request::Close(handle) => {
+            let file = find(Dialect::Qga, handle.handle)?;
+            let _one_at_a_time = file.position.lock().await;
+            // Whatever closing it says, the number is gone: a failed close is not repeated.
+            let result = file.run(ask, request, Detail::default(), &[]).await;
+            broker.files.borrow_mut().remove(Dialect::Qga, handle.handle);
+            result.map(|(reply, _)| Work::without_bytes(reply))
+        }
+        Request::PhoenixRead(handle) => {
+            let file = find(Dialect::Phoenix, handle.handle_id)?;
+            let _one_at_a_time = file.position.lock().await;
+            let (reply, bytes) = file.run(ask, request, Detail::default(), &[]).await?;
+            if matches!(reply, Reply::PhoenixRead(file::PhoenixReadDone { eof: true })) {
+                broker.files.borrow_mut().remove(Dialect::Phoenix, handle.handle_id);
+            }
+            Ok(Work { total: size(&bytes), last_bytes: bytes, reply: reply.into() })
+        }
+        Request::PhoenixWrite(write) => {
+            let file = find(Dialect::Phoenix, write.handle_id)?;
+            let length = write.bufb64.length;
+            let closes = write.eof;
+            let piece = |is_last| {
+                Request::PhoenixWrite(file::PhoenixWrite { eof: closes && is_last, ..write.clone() })
+            };
+            let result = file.write(ask, length, piece).await;
+            if closes {
+                broker.files.borrow_mut().remove(Dialect::Phoenix, write.handle_id);
+            }
+            result.map(|total| Work { total, ..Work::without_bytes(Reply::PhoenixWrite(true)) })
+        }
+        Request::PhoenixClose(handle) => {
+            // Clients close after the end has closed for them: every number is as good.
+            if let Ok(file) = find(Dialect::Phoenix, handle.handle_id) {
+                let _one_at_a_time = file.position.lock().await;
+                let result = file.run(ask, request, Detail::default(), &[]).await;
+                broker.files.borrow_mut().remove(Dialect::Phoenix, handle.handle_id);
+                result?;
+            }
+            Ok(Work::without_bytes(Reply::PhoenixClose(true)))
+        }
+        Request::Md5Sum(_)
+        | Request::Chown(_)
+        | Request::Chmod(_)
+        | Request::Stat(_)
+        | Request::CreateDirectory(_)
+        | Request::ListDirectory(_) => {
+            let name = request.command().name();
+            let instance = acquire(broker, name).await?;
+            let running = instance.run(job(ask, request, Detail::default()), LIMIT, &[]);
+            let (result, _) = timeout(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+            result.map(Work::without_bytes)
+        }
+    }
+}
+
+async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed> {
+    timeout(LIMIT, broker.workers.acquire(broker, Privilege::File))
+        .await
+        .unwrap_or_else(|_| Err(too_late(name, LIMIT)))
+}
+
+fn job(ask: &Ask, request: Request, detail: Detail) -> Job {
+    Job { channel: ask.channel.to_string(), request: request.into(), detail }
+}
+
+async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+    let (dialect, path, append) = match &request {
+        Request::Open(open) => {
+            (Dialect::Qga, open.path.to_string(), open.mode.as_deref().is_some_and(|mode| mode.contains('a')))
+        }
+        Request::PhoenixOpen(open) => (Dialect::Phoenix, open.path.to_string(), false),
+        _ => return Err(Failed::new("not an open")),
+    };
+    let name = request.command().name();
+    let (number, key) = {
+        let mut files = broker.files.borrow_mut();
+        if files.open.len() >= limits::OPEN_FILES {
+            files.open.retain(|_, file| !file.instance.has_ended());
+        }
+        if files.open.len() >= limits::OPEN_FILES {
+            return Err(Failed::system(format!("failed to open file '{path}'"), 24)); // EMFILE
+        }
+        match dialect {
+            Dialect::Qga => {
+                let number = files.numbers.next_qga();
+                (number, number)
+            }
+            Dialect::Phoenix => {
+                let number = files.numbers.next_phoenix();
+                (number, number | PHOENIX)
+            }
+        }
+    };
+    let instance = acquire(broker, name).await?;
+    let running = instance.run(job(ask, request, Detail { handle: key, ..Detail::default() }), LIMIT, &[]);
+    running.if_late(Box::new(move |_, instance, result| {
+        if result.is_ok() {
+            instance.forget(key);
+        }
+    }));
+    let (result, kind) = timeout(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+    result?;
+    if ask.is_abandoned() {
+        instance.forget(key);
+        return Err(Failed::new(format!("{name} was given up before the file was open")));
+    }
+    let number = i64::try_from(number).unwrap_or(i64::MAX);
+    let regular = kind.first() == Some(&1);
+    let known = (regular && !append).then_some(0);
+    let file = OpenFile {
+        key,
+        path,
+        regular,
+        append,
+        instance: instance.clone(),
+        position: Mutex::new(Position { known, ..Position::default() }),
+        stuck: Cell::new(false),
+    };
+    instance.hold();
+    broker.files.borrow_mut().open.insert((dialect, number), Rc::new(file));
+    Ok(Work::without_bytes(match dialect {
+        Dialect::Qga => Reply::Open(number),
+        Dialect::Phoenix => Reply::PhoenixOpen(number),
+    }))
+}
+
+impl OpenFile {
+    fn start(&self, ask: &Ask, request: Request, mut detail: Detail, payload: &[u8]) -> Running {
+        detail.handle = self.key;
+        self.instance.run(job(ask, request, detail), LIMIT, payload)
+    }
+
+    /// Waits for a job on this file. One that does not end leaves the file busy until it does.
+    async fn finish(self: &Rc<Self>, name: &str, running: Running) -> Result<(Reply, Vec<u8>), Failed> {
+        let Ok((result, bytes)) = timeout(LIMIT, running.end()).await else {
+            self.stuck.set(true);
+            let file = self.clone();
+            running.if_late(Box::new(move |_, _, _| file.stuck.set(false)));
+            return Err(too_late(name, LIMIT));
+        };
+        match result? {
+            proto::Reply::File(reply) => Ok((reply, bytes)),
+            _ => Err(Failed::new("the file worker answered something else")),
+        }
+    }
+
+    async fn run(
+        self: &Rc<Self>,
+        ask: &Ask,
+        request: Request,
+        detail: Detail,
+        payload: &[u8],
+    ) -> Result<(Reply, Vec<u8>), Failed> {
+        let name = request.command().name();
+        let running = self.start(ask, request, detail, payload);
+        self.finish(name, running).await
+    }
+
+    /// Writes the request's payload, one job for each piece; returns how many bytes were written.
+    async fn write(
+        self: &Rc<Self>,
+        ask: &Ask,
+        length: u64,
+        request: impl Fn(bool) -> Request,
+    ) -> Result<u64, Failed> {
+        let mut position = self.position.lock().await;
+        position.ahead = None;
+        let (mut at, mut written) = (0_u64, 0_u64);
+        loop {
+            let piece = if at < length { ask.next_piece().await } else { Some(Vec::new()) };
+            let Some(piece) = piece else {
+                return Err(Failed::new("the request was abandoned before all of its data had come"));
+            };
+            let next = at.saturating_add(size(&piece));
+            let detail = Detail {
+                offset: Some(at),
+                position: position.known.filter(|_| std::mem::take(&mut position.behind)),
+                ..Detail::default()
+            };
+            let result = self.run(ask, request(next >= length), detail, &piece).await;
+            let count = match result {
+                Ok((Reply::Write(done), _)) => u64::try_from(done.count).unwrap_or_default(),
+                Ok(_) => size(&piece),
+                Err(failed) => {
+                    // How far the worker came is not known here.
+                    position.known = None;
+                    return Err(failed);
+                }
+            };
+            written = written.saturating_add(count);
+            position.known =
+                position.known.filter(|_| !self.append).and_then(|known| known.checked_add(count));
+            at = next;
+            if at >= length || count < size(&piece) {
+                return Ok(written);
+            }
+        }
+    }
+
+    async fn seek(self: &Rc<Self>, ask: &Ask, mut seek: file::Seek) -> Result<Work, Failed> {
+        let mut position = self.position.lock().await;
+        position.ahead = None;
+        if seek.whence == file::Whence(1)
+            && let Some(known) = position.known
+        {
+            // The worker's own position may be behind; below zero it is the kernel that refuses.
+            let absolute = i64::try_from(known).ok().and_then(|known| known.checked_add(seek.offset));
+            (seek.offset, seek.whence) = (absolute.unwrap_or(-1), file::Whence(0));
+        }
+        let (reply, _) = self.run(ask, Request::Seek(seek), Detail::default(), &[]).await?;
+        if let Reply::Seek(done) = &reply {
+            position.known = u64::try_from(done.position).ok().filter(|_| self.regular);
+            position.behind = false;
+            position.last_end = None;
+        }
+        Ok(Work::without_bytes(reply))
+    }
+
+    async fn read(self: &Rc<Self>, broker: &Rc<Broker>, ask: &Ask, read: file::Read) -> Result<Work, Failed> {
+        let count = read.count.unwrap_or(DEFAULT_COUNT);
+        let wanted = u64::try_from(count)
+            .ok()
+            .filter(|count| *count <= limits::FILE_READ)
+            .ok_or_else(|| Failed::new(format!("value '{count}' is invalid for argument count")))?;
+        let position = self.position.lock().await;
+        let mut reading = Reading { file: self, ask, read, position, sent: 0, eof: false, in_order: false };
+        let begin = reading.position.known;
+        reading.in_order = begin.is_some() && reading.position.last_end == begin;
+        let last_bytes = reading.pieces(broker, wanted).await?;
+        let (sent, eof) = (reading.sent.saturating_add(size(&last_bytes)), reading.eof);
+        let mut position = reading.position;
+        if let Some(begin) = begin {
+            position.known = begin.checked_add(sent);
+            position.last_end = position.known;
+            position.behind |= sent > 0;
+        }
+        let reply = Reply::Read(file::ReadDone { count: i64::try_from(sent).unwrap_or(i64::MAX), eof });
+        Ok(Work { reply: reply.into(), last_bytes, total: sent })
+    }
+}
+
+/// One `guest-file-read` under way.
+struct Reading<'a> {
+    file: &'a Rc<OpenFile>,
+    ask: &'a Ask,
+    read: file::Read,
+    position: MutexGuard<'a, Position>,
+    /// Bytes that have gone to the frontend.
+    sent: u64,
+    eof: bool,
+    in_order: bool,
+}
+
+impl Reading<'_> {
+    /// Sends all pieces but the last, which it returns. What goes wrong after the first piece is a short read.
+    async fn pieces(&mut self, broker: &Rc<Broker>, wanted: u64) -> Result<Vec<u8>, Failed> {
+        let mut last = self.take_ahead(wanted);
+        let mut asked: Option<Running> = None;
+        loop {
+            let have = self.sent.saturating_add(size(&last));
+            if have >= wanted || self.eof {
+                return Ok(last);
+            }
+            // The worker reads on while this piece is on its way to the frontend.
+            let running = match asked.take() {
+                Some(running) => running,
+                None => self.ask_worker(have, wanted),
+            };
+            // What fits into one message is sent with the answer.
+            if !last.is_empty() && wanted > size_of_piece() {
+                if !self.ask.send_piece(0, &last).await {
+                    return Ok(Vec::new());
+                }
+                self.sent = have;
+                last.clear();
+            }
+            let (done, mut bytes) = match self.file.finish("guest-file-read", running).await {
+                Ok((Reply::Read(done), bytes)) => (done, bytes),
+                Ok(_) => return Err(Failed::new("the file worker answered something else")),
+                Err(_) if have > 0 => return Ok(last),
+                Err(failed) => return Err(failed),
+            };
+            let room = usize::try_from(wanted.saturating_sub(have)).unwrap_or(usize::MAX);
+            if bytes.len() > room {
+                let start = self.position.known.and_then(|known| known.checked_add(wanted));
+                let rest = bytes.split_off(room);
+                if let Some(start) = start {
+                    broker.files.borrow().make_room_ahead();
+                    self.position.ahead =
+                        Some(Ahead { start, bytes: rest, eof: done.eof, read_at: Instant::now() });
+                }
+            } else {
+                self.eof = done.eof && bytes.len() < room;
+            }
+            let is_short =
+                bytes.is_empty() || (self.position.known.is_none() && size(&bytes) < size_of_piece());
+            if last.is_empty() {
+                last = bytes;
+            } else {
+                last.extend_from_slice(&bytes);
+            }
+            let have = self.sent.saturating_add(size(&last));
+            if is_short {
+                return Ok(last);
+            }
+            if have < wanted && !self.eof && self.position.known.is_some() {
+                asked = Some(self.ask_worker(have, wanted));
+            }
+        }
+    }
+
+    /// What is there already, as far as it is wanted.
+    fn take_ahead(&mut self, wanted: u64) -> Vec<u8> {
+        let known = self.position.known;
+        let Some(mut ahead) = self.position.ahead.take() else { return Vec::new() };
+        if Some(ahead.start) != known || ahead.read_at.elapsed() > FRESH {
+            return Vec::new();
+        }
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+        if wanted < ahead.bytes.len() || (wanted == ahead.bytes.len() && !ahead.eof) {
+            let rest = ahead.bytes.split_off(wanted);
+            let bytes = std::mem::replace(&mut ahead.bytes, rest);
+            ahead.start = ahead.start.saturating_add(size(&bytes));
+            if !ahead.bytes.is_empty() {
+                self.position.ahead = Some(ahead);
+            }
+            return bytes;
+        }
+        // All of it; the end was met if more was wanted than there is.
+        self.eof = ahead.eof && wanted > ahead.bytes.len();
+        ahead.bytes
+    }
+
+    fn ask_worker(&self, have: u64, wanted: u64) -> Running {
+        let left = wanted.saturating_sub(have);
+        let offset = self.position.known.and_then(|known| known.checked_add(have));
+        // In order, a whole piece is read whatever is wanted of it now.
+        let count =
+            if offset.is_some() && self.in_order { size_of_piece() } else { left.min(size_of_piece()) };
+        let detail = Detail { offset, count: u32::try_from(count).unwrap_or(u32::MAX), ..Detail::default() };
+        self.file.start(self.ask, Request::Read(self.read), detail, &[])
+    }
+}
+
+fn size_of_piece() -> u64 {
+    u64::try_from(limits::PIECE).unwrap_or(u64::MAX)
+}

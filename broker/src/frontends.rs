@@ -1,0 +1,285 @@
+//! Frontends: greeted, told what is served, listened to.
+//!
+//! A frontend faces the host and is believed to be taken over at any time: what it may say is a small set of messages,
+//! bounded in number; the first wrong one ends it. What it asked for goes on without it, its answers are dropped.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use authorize::Policy;
+use jail::Role;
+use proto::message::{FromFrontend, Hello, ToFrontend, Welcome};
+use proto::settings::ChannelSettings;
+use proto::{Command, CommandId, Dialect, PeerFault, Request, limits};
+
+use crate::Broker;
+use crate::ask::Ask;
+use crate::dispatch;
+use crate::outbox::Outbox;
+
+/// Requests of one frontend that may be under way, those that it has abandoned included.
+const UNDER_WAY: usize = 64;
+
+/// Which channels are in service.
+#[derive(Default)]
+pub(crate) struct Frontends {
+    greeted: Vec<u16>,
+    said_ready: bool,
+}
+
+/// A frontend's life, from the spawner's start to its end.
+pub(crate) async fn serve(broker: Rc<Broker>, channel: u16, socket: OwnedFd) {
+    let name = format!("frontend {channel}");
+    let Some(settings) = broker.sealed.settings.channels.get(usize::from(channel)).cloned() else {
+        tracing::error!("{name} has no channel in the settings");
+        return;
+    };
+    if let Err(what) = converse(&broker, channel, &settings, socket).await {
+        tracing::error!("{}", PeerFault { peer: name, what });
+        broker.control.kill(Role::Frontend, channel);
+    }
+}
+
+async fn converse(
+    broker: &Rc<Broker>,
+    number: u16,
+    settings: &ChannelSettings,
+    socket: OwnedFd,
+) -> Result<(), String> {
+    let (sender, mut receiver) = pipe::split(socket).map_err(|error| error.to_string())?;
+    let outbox = Rc::new(Outbox::new(sender));
+    let hello = ToFrontend::Hello(Hello {
+        build_id: proto::BUILD_ID.to_owned(),
+        role: Role::Broker.name().to_owned(),
+        confinement: Vec::new(),
+    });
+    outbox.send(0, 0, &hello, &[]);
+    outbox.send(0, 0, &ToFrontend::Welcome(welcome(&broker.sealed.policy, settings)), &[]);
+    let flush = {
+        let outbox = outbox.clone();
+        async move { outbox.run().await }
+    };
+    let mut lanes = Lanes::new(broker.clone(), settings, outbox);
+    let receive = async {
+        loop {
+            let received = match receiver.receive().await {
+                Ok(Some(received)) => received,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            };
+            match received.message {
+                FromFrontend::Hello(hello) => greet(broker, number, &hello)?,
+                message => lanes.take(received.id, message, received.payload)?,
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = receive => outcome,
+        () = flush => Ok(()),
+    };
+    lanes.leave();
+    outcome
+}
+
+fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
+    if hello.build_id != proto::BUILD_ID || hello.role != Role::Frontend.name() {
+        return Err(format!(
+            "a hello of {} of build {}: reinstall, all programs together",
+            hello.role, hello.build_id
+        ));
+    }
+    let mut frontends = broker.frontends.borrow_mut();
+    if !frontends.greeted.contains(&number) {
+        frontends.greeted.push(number);
+    }
+    if frontends.greeted.len() == broker.sealed.settings.channels.len() && !frontends.said_ready {
+        frontends.said_ready = true;
+        broker.control.ready();
+    }
+    Ok(())
+}
+
+fn welcome(policy: &Policy, settings: &ChannelSettings) -> Welcome {
+    let verdicts = settings
+        .dialects
+        .iter()
+        .flat_map(|dialect| authorize::served(policy, &settings.name, *dialect))
+        .map(|(command, served)| (command.id(), served))
+        .collect();
+    let versions = vec![
+        (Dialect::Qga, proto::QGA_LEVEL.to_owned()),
+        (Dialect::Phoenix, proto::PHOENIX_LEVEL.to_owned()),
+    ];
+    Welcome { channel: settings.clone(), verdicts, versions }
+}
+
+/// The requests of one frontend: those of one lane one after the other, those of lane 0 all at once.
+struct Lanes {
+    shared: Rc<Shared>,
+    channel: Rc<str>,
+    dialects: Vec<Dialect>,
+    outbox: Rc<Outbox<ToFrontend>>,
+    last_id: u64,
+}
+
+struct Shared {
+    broker: Rc<Broker>,
+    state: std::cell::RefCell<LaneState>,
+}
+
+#[derive(Default)]
+struct LaneState {
+    asks: HashMap<u64, Rc<Ask>>,
+    /// For each lane that has work: what runs now, and what waits.
+    lanes: HashMap<u32, (u64, Waiting)>,
+}
+
+/// Requests of one lane that have not begun.
+type Waiting = VecDeque<(Rc<Ask>, Request)>;
+
+impl Lanes {
+    fn new(broker: Rc<Broker>, settings: &ChannelSettings, outbox: Rc<Outbox<ToFrontend>>) -> Self {
+        Lanes {
+            shared: Rc::new(Shared { broker, state: std::cell::RefCell::default() }),
+            channel: settings.name.as_str().into(),
+            dialects: settings.dialects.clone(),
+            outbox,
+            last_id: 0,
+        }
+    }
+
+    fn ask(&self, id: u64) -> Option<Rc<Ask>> {
+        self.shared.state.borrow().asks.get(&id).cloned()
+    }
+
+    fn take(&mut self, id: u64, message: FromFrontend, payload: &[u8]) -> Result<(), String> {
+        match message {
+            FromFrontend::Request { lane, request, counts } => {
+                self.shared.broker.audit.counts(&self.channel, &name_all(&counts)?);
+                self.begin(id, lane, request, payload)
+            }
+            // What has been answered or given up meanwhile is no fault of the sender's.
+            FromFrontend::Piece => match self.ask(id) {
+                Some(ask) if !ask.piece_came(payload) => Err("a piece that it was not asked for".to_owned()),
+                _ => Ok(()),
+            },
+            FromFrontend::More(count) => match self.ask(id) {
+                Some(ask) if !ask.more_came(count) => Err("more credit than there is".to_owned()),
+                _ => Ok(()),
+            },
+            FromFrontend::Abandon { cancel } => {
+                self.shared.abandon(id, cancel);
+                Ok(())
+            }
+            FromFrontend::Counts(counts) => {
+                self.shared.broker.audit.counts(&self.channel, &name_all(&counts)?);
+                Ok(())
+            }
+            FromFrontend::Note(text) => {
+                tracing::warn!("channel {}: {}", self.channel, text.escape_debug());
+                Ok(())
+            }
+            FromFrontend::Hello(_) => Err("a second hello".to_owned()),
+        }
+    }
+
+    fn begin(&mut self, id: u64, lane: u32, request: Request, payload: &[u8]) -> Result<(), String> {
+        if id <= self.last_id {
+            return Err("an id that is not new".to_owned());
+        }
+        self.last_id = id;
+        if !self.dialects.contains(&request.command().dialect) {
+            return Err(format!("{}, which is not spoken on its channel", request.command().name()));
+        }
+        let bytes = u64::try_from(payload.len()).unwrap_or(u64::MAX);
+        let announced = request.payload().map_or(0, |payload| payload.length);
+        if bytes > announced || announced > limits::PAYLOAD {
+            return Err("more payload than announced, or than there may be".to_owned());
+        }
+        let mut state = self.shared.state.borrow_mut();
+        if state.asks.values().filter(|ask| !ask.is_abandoned()).count() >= limits::REQUESTS_IN_FLIGHT {
+            return Err("more requests than may be under way".to_owned());
+        }
+        let ask = Rc::new(Ask::new(id, lane, self.channel.clone(), self.outbox.clone(), payload));
+        if state.asks.len() >= UNDER_WAY {
+            let text = "the agent is busy: earlier requests have not finished; try again later";
+            ask.answer(proto::Answer::Failed(proto::Failed::new(text)), &[]);
+            return Ok(());
+        }
+        state.asks.insert(id, ask.clone());
+        if lane != 0
+            && let Some((_, waiting)) = state.lanes.get_mut(&lane)
+        {
+            waiting.push_back((ask, request));
+            return Ok(());
+        }
+        if lane != 0 {
+            state.lanes.insert(lane, (id, VecDeque::new()));
+        }
+        drop(state);
+        self.shared.clone().start(ask, request);
+        Ok(())
+    }
+
+    /// The frontend is gone: its requests are carried out, nobody hears of it.
+    fn leave(&self) {
+        for ask in self.shared.state.borrow().asks.values() {
+            ask.abandon();
+        }
+    }
+}
+
+impl Shared {
+    fn start(self: Rc<Self>, ask: Rc<Ask>, request: Request) {
+        tokio::task::spawn_local(async move {
+            dispatch::carry_out(&self.broker, &ask, request).await;
+            self.state.borrow_mut().asks.remove(&ask.id);
+            self.go_on(ask.lane, ask.id);
+        });
+    }
+
+    /// The lane's next request, if `id` is the one that held it up.
+    fn go_on(self: Rc<Self>, lane: u32, id: u64) {
+        let mut state = self.state.borrow_mut();
+        let Some((running, waiting)) = state.lanes.get_mut(&lane) else { return };
+        if *running != id {
+            return;
+        }
+        if let Some((ask, request)) = waiting.pop_front() {
+            *running = ask.id;
+            drop(state);
+            self.start(ask, request);
+        } else {
+            state.lanes.remove(&lane);
+        }
+    }
+
+    fn abandon(self: &Rc<Self>, id: u64, cancel: bool) {
+        let Some(ask) = self.state.borrow().asks.get(&id).cloned() else { return };
+        ask.abandon();
+        let mut state = self.state.borrow_mut();
+        let Some((running, waiting)) = state.lanes.get_mut(&ask.lane) else { return };
+        if *running == id {
+            // It ends unseen, beside what follows it.
+            drop(state);
+            self.clone().go_on(ask.lane, id);
+        } else if cancel && let Some(position) = waiting.iter().position(|(waiting, _)| waiting.id == id) {
+            let cancelled = waiting.remove(position);
+            state.asks.remove(&id);
+            if let Some((ask, request)) = cancelled {
+                self.broker.audit.cancelled(&ask.channel, &request);
+            }
+        }
+    }
+}
+
+/// Names for ids, so that the log can be read.
+fn name_all(counts: &[(CommandId, u32)]) -> Result<Vec<(&'static str, u32)>, String> {
+    let name = |id: CommandId| proto::commands().nth(usize::from(id.0)).map(Command::name);
+    counts
+        .iter()
+        .map(|(id, count)| Some((name(*id)?, *count)))
+        .collect::<Option<_>>()
+        .ok_or("an unknown command".to_owned())
+}

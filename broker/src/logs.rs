@@ -1,0 +1,123 @@
+//! The agent's log: the broker's own lines, and those of the processes that cannot write anywhere themselves.
+//!
+//! What a child writes is data: it is cut to lines of bounded length, its control characters are escaped, it is
+//! limited in rate, and the role stands in front of it.
+
+use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+
+const LINE: usize = 1024;
+const LINES_A_SECOND: u32 = 50;
+
+/// Lets `tracing` write to descriptor 2, in qemu-ga's form: `<seconds>.<microseconds>: <level>: <text>`.
+pub fn to_stderr(verbose: bool) {
+    let level = if verbose { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    let format = tracing_subscriber::fmt::format().with_target(false).with_timer(Seconds).compact();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(level)
+        .event_format(format)
+        .with_writer(std::io::stderr)
+        .finish();
+    // Only fails when called twice, and then the first is as good.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+struct Seconds;
+
+impl FormatTime for Seconds {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        write!(writer, "{}.{:06}:", now.as_secs(), now.subsec_micros())
+    }
+}
+
+/// Copies the lines of one child to the log until the child closes its end.
+pub(crate) async fn copy(name: String, pipe: OwnedFd) {
+    let Ok(pipe) = pipe::watch(pipe) else { return };
+    let mut lines = Lines { name, pending: Vec::new(), window: Instant::now(), shown: 0, dropped: 0 };
+    let mut buffer = [0; LINE];
+    loop {
+        let Ok(mut ready) = pipe.readable().await else { return };
+        let result =
+            ready.try_io(|pipe| nix::unistd::read(pipe.get_ref(), &mut buffer).map_err(std::io::Error::from));
+        match result {
+            Err(_would_block) => {}
+            Ok(Ok(0)) | Ok(Err(_)) => break,
+            Ok(Ok(length)) => lines.take(buffer.get(..length).unwrap_or_default()),
+        }
+    }
+    lines.end();
+}
+
+struct Lines {
+    name: String,
+    pending: Vec<u8>,
+    window: Instant,
+    shown: u32,
+    dropped: u32,
+}
+
+impl Lines {
+    fn take(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.show();
+            } else {
+                self.pending.push(byte);
+                if self.pending.len() >= LINE {
+                    self.show();
+                }
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let line = std::mem::take(&mut self.pending);
+        if self.window.elapsed() > Duration::from_secs(1) {
+            if self.dropped > 0 {
+                tracing::warn!("{}: {} lines left out", self.name, self.dropped);
+            }
+            (self.window, self.shown, self.dropped) = (Instant::now(), 0, 0);
+        }
+        self.shown += 1;
+        if self.shown > LINES_A_SECOND {
+            self.dropped = self.dropped.saturating_add(1);
+        } else if !line.is_empty() {
+            tracing::warn!("{}: {}", self.name, escaped(&line));
+        }
+    }
+
+    fn end(&mut self) {
+        if !self.pending.is_empty() {
+            self.show();
+        }
+    }
+}
+
+/// The line with everything that a terminal could take for a command made visible.
+fn escaped(line: &[u8]) -> String {
+    let mut text = String::with_capacity(line.len());
+    for character in String::from_utf8_lossy(line).chars() {
+        if character.is_control() {
+            let _ = write!(text, "\\x{:02x}", u32::from(character));
+        } else {
+            text.push(character);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_writes_cannot_move_the_cursor() {
+        assert_eq!(escaped(b"a\x1b[2Jb\rc"), "a\\x1b[2Jb\\x0dc");
+    }
+}

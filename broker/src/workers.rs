@@ -1,0 +1,511 @@
+//! Workers: started when first needed, given jobs, watched, ended when idle.
+//!
+//! A worker's messages are hostile input: an answer to a job that it does not have, or anything else out of order,
+//! ends it. A worker that hangs is given up; the jobs of a worker that ends are answered for it.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use jail::Role;
+use pipe::Receiver;
+use proto::message::{FromWorker, Hello, Job, ToWorker};
+use proto::{Failed, PeerFault, Privilege, Reply, limits};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::Broker;
+use crate::outbox::Outbox;
+
+/// How many jobs may wait for a worker of one kind.
+const WAITING: usize = 32;
+/// How long a worker may take to shut its jail.
+const START_LIMIT: Duration = Duration::from_secs(5);
+/// How long the spawner may take to say how a worker ended, before its jobs are answered without.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What one kind of worker can do at the same time.
+struct Row {
+    role: Role,
+    /// Processes. The second takes over when the first hangs; stateful ones keep what they hold.
+    instances: u16,
+    /// Jobs in each.
+    jobs: usize,
+}
+
+fn row(privilege: Privilege) -> Option<Row> {
+    let (role, instances, jobs) = match privilege {
+        Privilege::Agent => return None,
+        Privilege::Query => (Role::Query, 3, 1),
+        Privilege::File => (Role::File, 2, limits::FILE_THREADS),
+        Privilege::Net => (Role::Net, 2, 1),
+        Privilege::NetAdmin => (Role::NetAdmin, 2, 1),
+        Privilege::Exec => (Role::Exec, 1, 64),
+    };
+    Some(Row { role, instances, jobs })
+}
+
+/// All workers.
+pub(crate) struct Workers {
+    instances: RefCell<Vec<Rc<Instance>>>,
+    /// Numbers whose process the spawner has not seen ending.
+    numbers: RefCell<Vec<(Role, u16)>>,
+    freed: Notify,
+    waiting: Cell<usize>,
+    idle: Option<Duration>,
+}
+
+/// One worker process.
+pub(crate) struct Instance {
+    role: Role,
+    number: u16,
+    capacity: usize,
+    outbox: OnceCell<Outbox<ToWorker>>,
+    jobs: RefCell<HashMap<u64, Rc<Slot>>>,
+    next_job: Cell<u64>,
+    changed: Notify,
+    state: RefCell<State>,
+    /// Open files or programs that would be lost with it.
+    holds: Cell<usize>,
+    idle_since: Cell<Instant>,
+}
+
+enum State {
+    Starting,
+    Ready,
+    /// Nothing more can be asked of it; why, if that is known by now.
+    Ended(Option<String>),
+}
+
+/// Where the events of one job arrive.
+#[derive(Default)]
+struct Slot {
+    events: RefCell<VecDeque<Event>>,
+    arrived: Notify,
+    /// Set when nobody waits any more: what to do with a late success.
+    late: RefCell<Option<Late>>,
+}
+
+/// What a worker says about a job.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// Bytes of one of the reply's streams.
+    Piece(u8, Vec<u8>),
+    /// A piece of the payload has been taken.
+    Taken,
+    /// It has ended, perhaps with the last bytes of the first stream.
+    End(Result<Reply, Failed>, Vec<u8>),
+    /// The worker has ended; what it did of the job is unknown.
+    Lost(String),
+}
+
+/// What to do when a job that was given up succeeds after all.
+pub(crate) type Late = Box<dyn FnOnce(&Broker, &Rc<Instance>, Result<Reply, Failed>)>;
+
+/// A job under way. Dropped before its end, it is given up.
+pub(crate) struct Running {
+    instance: Rc<Instance>,
+    id: u64,
+    slot: Rc<Slot>,
+    ended: Cell<bool>,
+    late: Cell<Option<Late>>,
+}
+
+impl Workers {
+    pub(crate) fn new(idle_seconds: u32) -> Self {
+        Workers {
+            instances: RefCell::default(),
+            numbers: RefCell::default(),
+            freed: Notify::new(),
+            waiting: Cell::new(0),
+            idle: (idle_seconds > 0).then(|| Duration::from_secs(idle_seconds.into())),
+        }
+    }
+
+    /// A worker of `privilege` that can take a job now, started if need be.
+    pub(crate) async fn acquire(
+        &self,
+        broker: &Rc<Broker>,
+        privilege: Privilege,
+    ) -> Result<Rc<Instance>, Failed> {
+        let row = row(privilege).ok_or_else(|| Failed::new("the agent answers this by itself"))?;
+        loop {
+            if let Some(instance) = self.pick(broker, &row) {
+                return instance.when_ready().await.map(|()| instance).map_err(|why| {
+                    Failed::new(format!("the {} worker does not start: {why}", row.role.name()))
+                });
+            }
+            if self.waiting.get() >= WAITING {
+                return Err(Failed::new(format!(
+                    "the agent is busy: its {} workers have not finished earlier requests; try again later",
+                    row.role.name()
+                )));
+            }
+            self.waiting.set(self.waiting.get() + 1);
+            let count_down = CountDown(&self.waiting);
+            self.freed.notified().await;
+            drop(count_down);
+        }
+    }
+
+    fn pick(&self, broker: &Rc<Broker>, row: &Row) -> Option<Rc<Instance>> {
+        let mut instances = self.instances.borrow_mut();
+        instances.retain(|instance| !instance.has_ended());
+        let of_kind = || instances.iter().filter(|instance| instance.role == row.role);
+        if let Some(free) = of_kind().find(|instance| instance.has_room()) {
+            return Some(free.clone());
+        }
+        if of_kind().count() >= usize::from(row.instances) {
+            return None;
+        }
+        let mut numbers = self.numbers.borrow_mut();
+        let number =
+            (0..spawner::message::INSTANCES).find(|number| !numbers.contains(&(row.role, *number)))?;
+        numbers.push((row.role, number));
+        let instance = Rc::new(Instance {
+            role: row.role,
+            number,
+            capacity: row.jobs,
+            outbox: OnceCell::new(),
+            jobs: RefCell::default(),
+            next_job: Cell::new(1),
+            changed: Notify::new(),
+            state: RefCell::new(State::Starting),
+            holds: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+        });
+        instances.push(instance.clone());
+        tokio::task::spawn_local(live(broker.clone(), instance.clone()));
+        Some(instance)
+    }
+
+    /// The spawner has seen a worker's end.
+    pub(crate) fn exited(&self, role: Role, number: u16, how: &str) {
+        self.numbers.borrow_mut().retain(|known| *known != (role, number));
+        for instance in self.instances.borrow().iter() {
+            if instance.role == role && instance.number == number {
+                instance.end(Some(how.to_owned()));
+            }
+        }
+        self.freed.notify_waiters();
+    }
+}
+
+/// Takes a number back when the future that counted it is dropped.
+struct CountDown<'a>(&'a Cell<usize>);
+
+impl Drop for CountDown<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+impl Instance {
+    fn name(&self) -> String {
+        format!("{} worker", self.role.name())
+    }
+
+    fn has_room(&self) -> bool {
+        self.jobs.borrow().len() < self.capacity
+    }
+
+    /// Whether nothing more can be asked of it.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(*self.state.borrow(), State::Ended(_))
+    }
+
+    /// Counts what would be lost with it.
+    pub(crate) fn hold(&self) {
+        self.holds.set(self.holds.get() + 1);
+    }
+
+    /// Counts down again.
+    pub(crate) fn release(&self) {
+        self.holds.set(self.holds.get().saturating_sub(1));
+        self.idle_since.set(Instant::now());
+    }
+
+    async fn when_ready(&self) -> Result<(), String> {
+        loop {
+            let changed = self.changed.notified();
+            match &*self.state.borrow() {
+                State::Ready => return Ok(()),
+                State::Ended(why) => return Err(why.clone().unwrap_or_else(|| "it ended".to_owned())),
+                State::Starting => {}
+            }
+            changed.await;
+        }
+    }
+
+    fn end(&self, why: Option<String>) {
+        let mut state = self.state.borrow_mut();
+        if let State::Ended(Some(_)) = *state {
+            return;
+        }
+        *state = State::Ended(why);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Gives it a job, with the piece of payload that belongs to it.
+    pub(crate) fn run(self: &Rc<Self>, job: Job, deadline: Duration, payload: &[u8]) -> Running {
+        let id = self.next_job.get();
+        self.next_job.set(id + 1);
+        let slot = Rc::new(Slot::default());
+        if self.has_ended() {
+            slot.push(Event::Lost(self.lost()));
+        } else {
+            self.jobs.borrow_mut().insert(id, slot.clone());
+            let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+            self.send(id, deadline_ms, &ToWorker::Job(job), payload);
+        }
+        Running { instance: self.clone(), id, slot, ended: Cell::new(false), late: Cell::new(None) }
+    }
+
+    /// Closes what was opened too late for anybody to know of it.
+    pub(crate) fn forget(&self, handle: u64) {
+        self.send(0, 0, &ToWorker::Forget(handle), &[]);
+    }
+
+    fn send(&self, id: u64, deadline_ms: u32, message: &ToWorker, payload: &[u8]) {
+        if let Some(outbox) = self.outbox.get() {
+            outbox.send(id, deadline_ms, message, payload);
+        }
+    }
+
+    fn lost(&self) -> String {
+        let how = match &*self.state.borrow() {
+            State::Ended(Some(how)) => how.clone(),
+            _ => "unexpectedly".to_owned(),
+        };
+        format!(
+            "the {} ended ({how}) before it had answered; whether it did the work is not known",
+            self.name()
+        )
+    }
+
+    /// Handles one message; an error is the worker's fault.
+    fn take(
+        self: &Rc<Self>,
+        broker: &Rc<Broker>,
+        id: u64,
+        message: FromWorker,
+        payload: &[u8],
+    ) -> Result<(), String> {
+        let slot = self.jobs.borrow().get(&id).cloned().ok_or("an answer to a job that it does not have")?;
+        let event = match message {
+            FromWorker::Piece(stream) => Event::Piece(stream, payload.to_vec()),
+            FromWorker::Taken => Event::Taken,
+            FromWorker::Answer(result) => {
+                self.jobs.borrow_mut().remove(&id);
+                self.idle_since.set(Instant::now());
+                broker.workers.freed.notify_waiters();
+                Event::End(result, payload.to_vec())
+            }
+            FromWorker::Refused(rule) => {
+                return Err(format!("a refusal by rule {rule} of what was permitted"));
+            }
+            FromWorker::Hello(_) => return Err("a second hello".to_owned()),
+        };
+        match (slot.late.borrow_mut().take(), event) {
+            (None, event) => slot.push(event),
+            (Some(late), Event::End(result, _)) => late(broker, self, result),
+            (Some(late), _) => *slot.late.borrow_mut() = Some(late),
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn push(&self, event: Event) {
+        self.events.borrow_mut().push_back(event);
+        self.arrived.notify_one();
+    }
+}
+
+impl Running {
+    /// Waits for what happens next. Nothing happens after `End` or `Lost`.
+    pub(crate) async fn next(&self) -> Event {
+        loop {
+            let event = self.slot.events.borrow_mut().pop_front();
+            match event {
+                Some(event) => {
+                    self.ended.set(matches!(event, Event::End(..) | Event::Lost(_)));
+                    return event;
+                }
+                None => self.slot.arrived.notified().await,
+            }
+        }
+    }
+
+    /// Waits for the end of a job that has no pieces.
+    pub(crate) async fn end(&self) -> (Result<Reply, Failed>, Vec<u8>) {
+        loop {
+            match self.next().await {
+                Event::End(result, bytes) => return (result, bytes),
+                Event::Lost(why) => return (Err(Failed::new(why)), Vec::new()),
+                Event::Piece(..) | Event::Taken => {}
+            }
+        }
+    }
+
+    /// What to do if it is given up and succeeds all the same.
+    pub(crate) fn if_late(&self, late: Late) {
+        self.late.set(Some(late));
+    }
+
+    /// Sends a further piece of the job's payload.
+    pub(crate) fn piece(&self, bytes: &[u8]) {
+        self.instance.send(self.id, 0, &ToWorker::Piece, bytes);
+    }
+
+    /// Lets the worker send that many more pieces of the reply.
+    pub(crate) fn more(&self, count: u16) {
+        self.instance.send(self.id, 0, &ToWorker::More(count), &[]);
+    }
+
+    /// Ends a worker that holds nothing, because this job of it does not end.
+    pub(crate) fn kill_worker(&self, broker: &Broker) {
+        tracing::warn!("the {} hangs and is ended", self.instance.name());
+        self.instance.end(Some("it did not finish in time".to_owned()));
+        broker.control.kill(self.instance.role, self.instance.number);
+        broker.workers.freed.notify_waiters();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended.get() && !self.instance.has_ended() {
+            let late = self.late.take().unwrap_or_else(|| Box::new(|_, _, _| {}));
+            *self.slot.late.borrow_mut() = Some(late);
+            self.instance.send(self.id, 0, &ToWorker::Abandon, &[]);
+        }
+    }
+}
+
+/// A worker's life, from the spawner's start to its end.
+async fn live(broker: Rc<Broker>, instance: Rc<Instance>) {
+    let name = instance.name();
+    let socket = match broker.control.start(instance.role, instance.number).await {
+        Ok((socket, log)) => {
+            tokio::task::spawn_local(crate::logs::copy(name.clone(), log));
+            socket
+        }
+        Err(why) => {
+            tracing::error!("the {name} does not start: {why}");
+            let gone = |known: &(Role, u16)| *known != (instance.role, instance.number);
+            broker.workers.numbers.borrow_mut().retain(gone);
+            instance.end(Some(why));
+            return;
+        }
+    };
+    let idle = broker.workers.idle;
+    let outcome = tokio::select! {
+        outcome = converse(&broker, &instance, socket) => outcome,
+        () = when_idle(&instance, idle) => Ok(()),
+    };
+    match outcome {
+        Err(what) => {
+            tracing::error!("{}", PeerFault { peer: name, what });
+            broker.control.kill(instance.role, instance.number);
+        }
+        // Its end: the spawner says how, usually at once.
+        Ok(()) => {
+            if instance.jobs.borrow().is_empty() {
+                instance.end(Some("exit".to_owned()));
+            }
+        }
+    }
+    let _ = tokio::time::timeout(LAST_WORDS, async {
+        while !matches!(*instance.state.borrow(), State::Ended(Some(_))) {
+            instance.changed.notified().await;
+        }
+    })
+    .await;
+    instance.end(None);
+    broker.workers.instances.borrow_mut().retain(|other| !Rc::ptr_eq(other, &instance));
+    let lost = instance.lost();
+    let jobs = std::mem::take(&mut *instance.jobs.borrow_mut());
+    if !jobs.is_empty() || instance.holds.get() > 0 {
+        tracing::warn!("{lost}");
+    }
+    for slot in jobs.into_values() {
+        slot.push(Event::Lost(lost.clone()));
+    }
+    broker.workers.freed.notify_waiters();
+}
+
+async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd) -> Result<(), String> {
+    let (sender, mut receiver) = pipe::split(socket).map_err(|error| error.to_string())?;
+    let outbox = instance.outbox.get_or_init(|| Outbox::new(sender));
+    let hello = ToWorker::Hello(Hello {
+        build_id: proto::BUILD_ID.to_owned(),
+        role: Role::Broker.name().to_owned(),
+        confinement: Vec::new(),
+    });
+    outbox.send(0, 0, &hello, &[]);
+    let greeted = tokio::time::timeout(START_LIMIT, expect_hello(broker, instance, &mut receiver)).await;
+    if !greeted.map_err(|_| "nothing within 5 s of its start".to_owned())?? {
+        return Ok(());
+    }
+    *instance.state.borrow_mut() = State::Ready;
+    instance.idle_since.set(Instant::now());
+    instance.changed.notify_waiters();
+    let receive = async {
+        loop {
+            match receiver.receive().await {
+                Ok(Some(received)) => {
+                    instance.take(broker, received.id, received.message, received.payload)?;
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+    };
+    tokio::select! {
+        outcome = receive => outcome,
+        () = outbox.run() => Ok(()),
+    }
+}
+
+/// False if it went before it said anything.
+async fn expect_hello(
+    broker: &Broker,
+    instance: &Instance,
+    receiver: &mut Receiver<FromWorker>,
+) -> Result<bool, String> {
+    let Some(received) = receiver.receive().await.map_err(|error| error.to_string())? else {
+        return Ok(false);
+    };
+    match received.message {
+        FromWorker::Hello(hello)
+            if hello.build_id == proto::BUILD_ID && hello.role == instance.role.name() =>
+        {
+            broker.audit.note("worker", &serde_json::json!({
+                "worker": hello.role,
+                "confinement": hello.confinement.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+            }));
+            Ok(true)
+        }
+        FromWorker::Hello(hello) => Err(format!(
+            "a hello of {} of build {}: reinstall, all programs together",
+            hello.role, hello.build_id
+        )),
+        _ => Err("no hello first".to_owned()),
+    }
+}
+
+/// Returns when the worker has had no job and held nothing for as long as was configured.
+async fn when_idle(instance: &Instance, idle: Option<Duration>) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep_until(instance.idle_since.get() + idle).await;
+        if !instance.jobs.borrow().is_empty() || instance.holds.get() > 0 {
+            instance.idle_since.set(Instant::now());
+        } else if instance.idle_since.get().elapsed() >= idle {
+            return;
+        }
+    }
+}
