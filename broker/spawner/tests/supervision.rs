@@ -15,6 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jail::Role;
@@ -89,6 +90,11 @@ const TESTS: &[(&str, fn())] = &[
         an_unconfined_spawner_starts_workers_without_a_filter,
     ),
     ("workers_without_a_network_share_one_empty_network", workers_without_a_network_share_one_empty_network),
+    (
+        "every_role_enters_its_whole_jail_under_the_spawners_filter",
+        every_role_enters_its_whole_jail_under_the_spawners_filter,
+    ),
+    ("exec_keeps_what_its_commands_need", exec_keeps_what_its_commands_need),
     ("a_program_that_everybody_can_write_is_not_started", a_program_that_everybody_can_write_is_not_started),
 ];
 
@@ -453,6 +459,61 @@ fn workers_without_a_network_share_one_empty_network() {
     assert_eq!(network(net), network(std::process::id().cast_signed()));
 }
 
+fn every_role_enters_its_whole_jail_under_the_spawners_filter() {
+    let mut agent = Agent::start("enter", |setup| setup.plan.workers.push(Role::NetAdmin));
+    let (query, query_pid) = agent.start_worker(Role::Query, 0);
+    let (file, file_pid) = agent.start_worker(Role::File, 0);
+    let (net, net_pid) = agent.start_worker(Role::Net, 0);
+    let (netadmin, netadmin_pid) = agent.start_worker(Role::NetAdmin, 0);
+    let nothing = "missing []";
+
+    assert_eq!(agent.frontend.ask("enter"), format!("ipc uts net mnt {nothing}"));
+    assert_eq!(
+        status(agent.frontend_pid),
+        "uid 1900000100 caps 0 bounding 0 nnp 1 seccomp 2 filters 2 threads 1"
+    );
+    assert_eq!(query.ask("enter"), format!("ipc net {nothing}"));
+    assert_eq!(status(query_pid), "uid 1900000003 caps 0 bounding 0 nnp 1 seccomp 2 filters 2 threads 1");
+    // CHOWN 0, DAC_OVERRIDE 1, DAC_READ_SEARCH 2, FOWNER 3.
+    assert_eq!(file.ask("enter"), format!("ipc uts net {nothing}"));
+    assert_eq!(status(file_pid), "uid 1900000004 caps f bounding f nnp 1 seccomp 2 filters 2 threads 3");
+    assert_eq!(net.ask("enter"), format!("ipc uts mnt {nothing}"));
+    assert_eq!(status(net_pid), "uid 1900000005 caps 0 bounding 0 nnp 1 seccomp 2 filters 2 threads 1");
+    // NET_ADMIN 12.
+    assert_eq!(netadmin.ask("enter"), format!("ipc uts mnt {nothing}"));
+    assert_eq!(
+        status(netadmin_pid),
+        "uid 1900000006 caps 1000 bounding 1000 nnp 1 seccomp 2 filters 2 threads 1"
+    );
+
+    // The empty root is empty, and query sees the host's mounts.
+    assert_eq!(fs::read_dir(format!("/proc/{net_pid}/root/")).expect("reads").count(), 0);
+    assert_eq!(query.ask("read /proc/self/mountinfo"), "ok");
+    assert_eq!(query.ask("read /etc/hostname"), "ok");
+    assert_eq!(query.ask("read /usr/bin/env"), "Permission denied (os error 13)");
+    // Threads have the filter, too: a call that none may make ends all of them.
+    file.tell("getsid in a thread");
+    assert_eq!(agent.receive().message, FromSpawner::Exited { kind: Role::File, instance: 0, status: 31 });
+    // A panic can be told from inside.
+    net.tell("panic");
+    assert_eq!(
+        agent.receive().message,
+        FromSpawner::Exited { kind: Role::Net, instance: 0, status: 101 << 8 }
+    );
+    let words = net.log();
+    assert!(words.starts_with("net: panicked at broker/spawner/tests/supervision.rs:"), "{words}");
+    assert!(words.ends_with(": told to\n"), "{words}");
+}
+
+fn exec_keeps_what_its_commands_need() {
+    let mut agent = Agent::start("exec2", |setup| setup.plan.workers.push(Role::Exec));
+    let (exec, pid) = agent.start_worker(Role::Exec, 0);
+    assert_eq!(exec.ask("enter"), " missing []");
+    let own = status(std::process::id().cast_signed()).replace("threads 1", "");
+    assert_eq!(status(pid).replace("threads 1", ""), own);
+    assert!(own.starts_with("uid 0 "), "{own}");
+}
+
 fn a_program_that_everybody_can_write_is_not_started() {
     use std::os::unix::fs::PermissionsExt as _;
     let setup = Setup::new("writable");
@@ -612,7 +673,7 @@ impl Agent {
     fn begin(setup: Setup) -> Self {
         let spawner = setup.spawn();
         let (unused, _) = UnixStream::pair().expect("makes a pair");
-        let nobody = Peer { socket: unused.try_clone().expect("duplicates").into(), _log: None };
+        let nobody = Peer { socket: unused.try_clone().expect("duplicates").into(), log: None };
         Self {
             spawner,
             folder: setup.folder,
@@ -734,7 +795,7 @@ impl Drop for Agent {
 /// A stand-in as the broker sees it.
 struct Peer {
     socket: OwnedFd,
-    _log: Option<OwnedFd>,
+    log: Option<OwnedFd>,
 }
 
 impl Peer {
@@ -742,7 +803,7 @@ impl Peer {
         let (socket, log) = received.descriptors.expect("two descriptors come along");
         // It was made not to wait; the test has nothing else to do.
         fcntl(&socket, FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("sets");
-        Self { socket, _log: Some(log) }
+        Self { socket, log: Some(log) }
     }
 
     fn tell(&self, what: &str) {
@@ -754,6 +815,14 @@ impl Peer {
         let mut answer = vec![0; 4096];
         let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("answers");
         String::from_utf8(answer[..length].to_vec()).expect("text")
+    }
+
+    /// What it has written to its log; for one that has ended.
+    fn log(&self) -> String {
+        let log = self.log.as_ref().expect("a worker has one").try_clone().expect("duplicates");
+        let mut text = String::new();
+        File::from(log).read_to_string(&mut text).expect("reads to the end");
+        text
     }
 
     fn is_closed(&self) -> bool {
@@ -796,6 +865,37 @@ fn is_alive(pid: i32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
+/// What proc_pid_status(5) says about a process's rights.
+fn status(pid: i32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("reads");
+    let field = |name: &str| {
+        let words = status.lines().find_map(|line| line.strip_prefix(name)).expect("is there");
+        let words: Vec<&str> = words.split_whitespace().collect();
+        assert!(words.iter().all(|word| *word == words[0]), "{name} {words:?}");
+        words.first().map_or("none", |word| word.trim_start_matches('0')).to_owned()
+    };
+    let number =
+        |name: &str| Some(field(name)).filter(|text| !text.is_empty()).unwrap_or_else(|| "0".to_owned());
+    assert_eq!(field("Uid:"), field("Gid:"));
+    assert_eq!(
+        [field("CapEff:"), field("CapInh:"), field("CapAmb:")],
+        [field("CapPrm:"), "".into(), "".into()]
+    );
+    if number("Uid:") != "0" {
+        assert_eq!(field("Groups:"), "none");
+    }
+    format!(
+        "uid {} caps {} bounding {} nnp {} seccomp {} filters {} threads {}",
+        number("Uid:"),
+        number("CapPrm:"),
+        number("CapBnd:"),
+        number("NoNewPrivs:"),
+        number("Seccomp:"),
+        number("Seccomp_filters:"),
+        number("Threads:")
+    )
+}
+
 fn within_two_seconds(holds: impl Fn() -> bool) {
     let begin = Instant::now();
     while !holds() {
@@ -815,6 +915,7 @@ fn datagram(socket: &UnixDatagram) -> String {
 // The stand-ins.
 
 fn play(role: Role) {
+    jail::report_panics(role);
     if role == Role::Broker {
         play_broker();
     }
@@ -832,9 +933,43 @@ fn play(role: Role) {
                 unsafe { nix::sys::signal::signal(Signal::SIGTERM, nothing) }.expect("ignores");
                 "done".to_owned()
             }
+            "enter" => enter(role),
+            "getsid in a thread" => {
+                CALL.store(true, Ordering::SeqCst);
+                continue;
+            }
+            "panic" => panic!("told to"),
+            read if read.starts_with("read ") => match fs::read(read.trim_start_matches("read ")) {
+                Ok(_) => "ok".to_owned(),
+                Err(error) => error.to_string(),
+            },
             exit => std::process::exit(exit.trim_start_matches("exit ").parse().expect("a status")),
         };
         send(3, answer.as_bytes(), MsgFlags::empty()).expect("answers");
+    }
+}
+
+/// Tells the file worker's threads to make a call that its filter refuses.
+static CALL: AtomicBool = AtomicBool::new(false);
+
+fn enter(role: Role) -> String {
+    let mut ground = jail::Ground::from_arguments(role).expect("two numbers");
+    ground.files = jail::FileRights { read: true, write: true };
+    ground.roots = vec![jail::Root { path: "/".into(), write: true }];
+    let before_filter = || {
+        for _ in 0..if role == Role::File { 2 } else { 0 } {
+            std::thread::spawn(|| {
+                while !CALL.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // SAFETY: getsid takes a number and changes nothing.
+                unsafe { libc::getsid(0) };
+            });
+        }
+    };
+    match jail::enter(role, &ground, before_filter) {
+        Ok(entered) => format!("{} missing {:?}", entered.namespaces.join(" "), entered.missing),
+        Err(error) => error.to_string(),
     }
 }
 
