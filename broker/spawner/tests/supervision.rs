@@ -4,6 +4,8 @@
 //! hands its control socket to the test over an abstract socket named in the settings; the others describe over descriptor 3
 //! how they were born and then do what they are told. Without root there is nothing to show, and it says so.
 
+#![expect(clippy::indexing_slicing, reason = "a test may panic")]
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut, Read as _, Write as _};
@@ -12,7 +14,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,6 +97,11 @@ const TESTS: &[(&str, fn())] = &[
         every_role_enters_its_whole_jail_under_the_spawners_filter,
     ),
     ("exec_keeps_what_its_commands_need", exec_keeps_what_its_commands_need),
+    (
+        "an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_missing",
+        an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_missing,
+    ),
+    ("root_without_a_uid_base_does_not_start", root_without_a_uid_base_does_not_start),
     ("a_program_that_everybody_can_write_is_not_started", a_program_that_everybody_can_write_is_not_started),
 ];
 
@@ -505,6 +512,40 @@ fn every_role_enters_its_whole_jail_under_the_spawners_filter() {
     assert!(words.ends_with(": told to\n"), "{words}");
 }
 
+fn an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_missing() {
+    let mut agent = Agent::start("user", |setup| setup.run_as_nobody());
+    let (query, query_pid) = agent.start_worker(Role::Query, 0);
+    let (file, file_pid) = agent.start_worker(Role::File, 0);
+    assert_eq!(agent.frontend.ask("enter"), r#" missing ["namespaces", "user id of its own"]"#);
+    assert_eq!(query.ask("enter"), r#" missing ["namespaces", "user id of its own"]"#);
+    assert_eq!(file.ask("enter"), r#" missing ["namespaces", "user id of its own", "capabilities"]"#);
+    // The bounding set needs a capability to be lowered; it stays what it was.
+    let own = status(std::process::id().cast_signed());
+    let bounding = own.split(' ').nth(5).expect("the sixth word");
+    assert_eq!(
+        status(query_pid),
+        format!("uid 65534 caps 0 bounding {bounding} nnp 1 seccomp 2 filters 1 threads 1")
+    );
+    assert_eq!(
+        status(file_pid),
+        format!("uid 65534 caps 0 bounding {bounding} nnp 1 seccomp 2 filters 1 threads 3")
+    );
+    assert_eq!(query.ask("read /usr/bin/env"), "Permission denied (os error 13)");
+    let said = "message: not started by root: no uid separation, no namespaces, no filter on the spawner\n";
+    assert!(agent.log().ends_with(said), "{}", agent.log());
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait().code(), Some(0));
+}
+
+fn root_without_a_uid_base_does_not_start() {
+    let mut setup = Setup::new("nobase");
+    setup.plan.uid_base = 0;
+    let (status, log) = fail(&setup);
+    assert_eq!(status, Some(1));
+    let wanted = "the plan's uid base does not fit the user: root needs one, nobody else can use one\n";
+    assert!(log.ends_with(wanted), "{log}");
+}
+
 fn exec_keeps_what_its_commands_need() {
     let mut agent = Agent::start("exec2", |setup| setup.plan.workers.push(Role::Exec));
     let (exec, pid) = agent.start_worker(Role::Exec, 0);
@@ -552,6 +593,7 @@ struct Setup {
     meeting: UnixListener,
     plan: Plan,
     inherited: Vec<OwnedFd>,
+    user: u32,
 }
 
 impl Setup {
@@ -588,6 +630,7 @@ impl Setup {
                 notify_socket: Vec::new(),
             },
             inherited: Vec::new(),
+            user: 0,
             folder: Folder(folder),
         };
         let method = Method::UnixListen { path: setup.socket.clone(), mode: None };
@@ -607,6 +650,14 @@ impl Setup {
         let number = descriptor.as_raw_fd();
         self.inherited.push(descriptor);
         number
+    }
+
+    fn run_as_nobody(&mut self) {
+        self.user = 65534;
+        self.plan.uid_base = 0;
+        for path in [&*self.folder, &self.folder.join("meeting")] {
+            std::os::unix::fs::chown(path, Some(self.user), Some(self.user)).expect("changes");
+        }
     }
 
     fn add_pid_file(&mut self) {
@@ -631,6 +682,8 @@ impl Setup {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .uid(self.user)
+            .gid(self.user)
             .spawn()
             .expect("starts");
         for descriptor in &all {

@@ -113,11 +113,10 @@ mod tests {
         let mut file = File::from(create(c"test").expect("makes it"));
         file.write_all(b"policy").expect("writes");
         assert_eq!(read(file.as_fd(), 100).expect_err("no seal").raw_os_error(), Some(libc::EPERM));
+        let three = SEALS & !libc::F_SEAL_GROW;
         // SAFETY: F_ADD_SEALS takes an int; `file` is open.
-        assert_eq!(
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS & !libc::F_SEAL_GROW) },
-            0
-        );
+        let sealed = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, three) };
+        assert_eq!(sealed, 0);
         assert_eq!(read(file.as_fd(), 100).expect_err("one is missing").raw_os_error(), Some(libc::EPERM));
     }
 

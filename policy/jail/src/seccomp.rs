@@ -94,7 +94,6 @@ pub(crate) enum Mismatch {
 
 #[expect(
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     clippy::unnecessary_cast,
     reason = "constants of libc have differing types; the kernel compares their lower 32 bits"
 )]
