@@ -247,9 +247,12 @@ fn wait_for_exec(failure: &OwnedFd) -> io::Result<()> {
     }
     let mut number: libc::c_int = 0;
     // SAFETY: as many bytes as the local has are written to it.
-    match unsafe { libc::read(failure.as_raw_fd(), (&raw mut number).cast(), size_of::<libc::c_int>()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(number)),
+    let read = unsafe { libc::read(failure.as_raw_fd(), (&raw mut number).cast(), size_of::<libc::c_int>()) };
+    match usize::try_from(read) {
+        Ok(0) => Ok(()),
+        Ok(length) if length == size_of::<libc::c_int>() => Err(io::Error::from_raw_os_error(number)),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

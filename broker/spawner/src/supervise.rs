@@ -18,7 +18,7 @@ use jail::Role;
 use jail::roles::{Network, row};
 use spawner::message::INSTANCES;
 use spawner::plan::CHANNELS;
-use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Plan, Reason};
+use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Method, Plan, Reason};
 
 use crate::channel;
 use crate::start::{Birth, Born, Program, control_pair, packet_pair, pipe, start};
@@ -514,7 +514,9 @@ impl Supervisor {
     fn frontend_has_ended(&mut self, instance: u16, status: libc::c_int, lived: Duration) {
         let Some(line) = self.lines.get_mut(usize::from(instance)) else { return };
         if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == CHANNEL_GONE {
-            if !line.channel.reopen {
+            // A socket that was handed to us cannot be had again.
+            let inherited = matches!(line.channel.method, Method::Inherited { .. });
+            if !line.channel.reopen || inherited {
                 log(Level::Message, &format_args!("channel {instance} has gone: ending"));
                 return self.end(0);
             }

@@ -82,6 +82,8 @@ const TESTS: &[(&str, fn())] = &[
         a_listening_socket_has_the_mode_that_was_asked_for,
     ),
     ("a_serial_line_is_set_to_raw", a_serial_line_is_set_to_raw),
+    ("a_vsock_port_is_listened_on", a_vsock_port_is_listened_on),
+    ("an_inherited_socket_reaches_the_frontend", an_inherited_socket_reaches_the_frontend),
     (
         "a_pid_file_that_is_still_ours_is_removed_at_the_end",
         a_pid_file_that_is_still_ours_is_removed_at_the_end,
@@ -424,6 +426,33 @@ fn a_serial_line_is_set_to_raw() {
     assert_eq!((settings.c_oflag, settings.c_lflag), (0, 0));
     assert_eq!((settings.c_cc[libc::VMIN], settings.c_cc[libc::VTIME]), (1, 0));
     drop(agent);
+}
+
+fn a_vsock_port_is_listened_on() {
+    if !fs::read_to_string("/proc/net/protocols").expect("reads").contains("AF_VSOCK") {
+        return print!("SKIPPED: this kernel has no vsock ");
+    }
+    let method = || Method::VsockListen { cid: u32::MAX, port: 0x7072_7631 };
+    let agent = Agent::start("vsock", |setup| setup.plan.channels[0].method = method());
+    assert!(agent.frontend.ask("channel").starts_with("socket:"));
+    // The port is taken while it listens.
+    let mut second = Setup::new("vsock2");
+    second.plan.channels[0].method = method();
+    let (status, log) = fail(&second);
+    assert_eq!(status, Some(1));
+    let wanted = "cannot listen on vsock 4294967295:1886549553: Address already in use (os error 98)\n";
+    assert!(log.ends_with(wanted), "{log}");
+}
+
+fn an_inherited_socket_reaches_the_frontend() {
+    let mut inode = String::new();
+    let agent = Agent::start("inherited", |setup| {
+        let listener = UnixListener::bind(setup.folder.join("activated")).expect("binds");
+        let number = setup.inherit(listener.into());
+        inode = fs::read_link(format!("/proc/self/fd/{number}")).expect("is open").display().to_string();
+        setup.plan.channels[0].method = Method::Inherited { descriptor: number };
+    });
+    assert_eq!(agent.frontend.ask("channel"), inode);
 }
 
 fn a_pid_file_that_is_still_ours_is_removed_at_the_end() {
