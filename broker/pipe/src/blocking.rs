@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 use bincode::{Decode, Encode};
@@ -24,6 +24,11 @@ impl<S: Encode, R: Decode<()>> Pipe<S, R> {
     /// Takes over a connected, blocking SOCK_SEQPACKET socket.
     pub fn new(socket: OwnedFd) -> Self {
         Pipe { socket, assembler: Mutex::default(), direction: PhantomData }
+    }
+
+    /// The socket, for those that wait for more than one thing.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// A buffer for [`Self::receive`]; one for each thread.

@@ -9,6 +9,7 @@
 //! - `policy/seccomp/*.policy`: the system calls of each role, a reason on every line; compiled into [`seccomp`] tables.
 //! - [`enter`]: stage B, the order in which rights are given up.
 //! - [`descriptors`], [`sealed`]: what a process is born with, and the sealed form of settings and policy.
+//! - [`spawn`]: programs that the exec worker starts.
 //! - [`probe`]: the same sandbox with refusals as errors, for tests that try every system call.
 //!
 //! With `broker/spawner` this is the only crate that contains `unsafe`.
@@ -23,6 +24,7 @@ mod role;
 pub mod roles;
 pub mod sealed;
 pub mod seccomp;
+pub mod spawn;
 
 pub use descriptors::{exit_now, open_descriptors, take_fd};
 pub use enter::{EnterError, Entered, FileRights, Ground, Landlock, Need, Root, Step, enter};

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use authorize::{Asker, Sealed, authorize};
@@ -193,6 +194,11 @@ impl Connection {
         })
     }
 
+    /// The socket to the broker: readable when [`Self::receive`] would not wait.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.pipe.socket()
+    }
+
     /// Sends bytes of one of the reply's streams; at most [`PIECE`](proto::limits::PIECE).
     pub fn piece(&self, id: u64, stream: u8, bytes: &[u8]) {
         self.send(id, &FromWorker::Piece(stream), bytes);
@@ -206,6 +212,11 @@ impl Connection {
     /// Ends a job.
     pub fn answer<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) {
         self.send(id, &FromWorker::Answer(result.map(Into::into)), &[]);
+    }
+
+    /// Ends a job with the last bytes of the reply's first stream; at most [`PIECE`](proto::limits::PIECE).
+    pub fn answer_with<A: Into<Reply>>(&self, id: u64, answer: A, bytes: &[u8]) {
+        self.send(id, &FromWorker::Answer(Ok(answer.into())), bytes);
     }
 
     /// One job after the other until the broker goes.
