@@ -54,9 +54,7 @@ fn changeable(files: &Files, path: &Text) -> Result<OwnedFd, Errno> {
     }
     match files.paths.reopen(found.as_fd(), OFlag::O_RDONLY) {
         // Its owner may be allowed to write to it only, or the policy only to write.
-        Err(Errno::EACCES) => {
-            files.paths.reopen(found.as_fd(), OFlag::O_WRONLY).map_err(|_| Errno::EACCES)
-        }
+        Err(Errno::EACCES) => files.paths.reopen(found.as_fd(), OFlag::O_WRONLY).map_err(|_| Errno::EACCES),
         result => result,
     }
 }

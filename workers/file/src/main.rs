@@ -117,6 +117,10 @@ impl Files {
 
     /// Refuses set-gid where the kernel would drop it without a word (`chmod(2)`: the group is not ours, and CAP_FSETID is not held).
     fn may_set_group_id(&self, permissions: Mode) -> Result<(), Errno> {
-        if self.paths.acts_for_root() && permissions.contains(Mode::S_ISGID) { Err(Errno::EPERM) } else { Ok(()) }
+        if self.paths.acts_for_root() && permissions.contains(Mode::S_ISGID) {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
+        }
     }
 }

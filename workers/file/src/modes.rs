@@ -78,9 +78,8 @@ mod tests {
             }
         }
         found.sort();
-        let modes = [
-            "a", "a+", "a+b", "ab", "ab+", "r", "r+", "r+b", "rb", "rb+", "w", "w+", "w+b", "wb", "wb+",
-        ];
+        let modes =
+            ["a", "a+", "a+b", "ab", "ab+", "r", "r+", "r+b", "rb", "rb+", "w", "w+", "w+b", "wb", "wb+"];
         assert_eq!(found, modes);
     }
 
@@ -108,8 +107,7 @@ mod tests {
 
     #[test]
     fn numbers_that_mean_nothing_are_refused() {
-        let refused =
-            [-1, i64::MIN, 1 << 16, 1 << 21, 1 << 24, 1 << 31, 1 << 32, i64::MAX].map(permissions);
+        let refused = [-1, i64::MIN, 1 << 16, 1 << 21, 1 << 24, 1 << 31, 1 << 32, i64::MAX].map(permissions);
         assert_eq!(refused, [None; 8]);
     }
 

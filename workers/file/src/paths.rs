@@ -140,12 +140,7 @@ impl Paths {
     }
 
     /// Makes a file that was not there, with exactly `permissions`, that belongs to root.
-    pub(crate) fn create(
-        &self,
-        path: &[u8],
-        flags: OFlag,
-        permissions: Mode,
-    ) -> Result<Opened, CreateError> {
+    pub(crate) fn create(&self, path: &[u8], flags: OFlag, permissions: Mode) -> Result<Opened, CreateError> {
         // Nobody may open it before it belongs to root: mode 0 until then.
         let fd = resolve(path, flags | OFlag::O_CREAT | OFlag::O_EXCL, Mode::empty())
             .map_err(CreateError::Open)?;
@@ -187,9 +182,7 @@ impl Paths {
     /// Finds what a path names without opening it. The descriptor can be looked at, and given to [`Self::reopen`].
     pub(crate) fn look(&self, path: &[u8], follow: bool) -> Result<OwnedFd, Errno> {
         let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
-        let how = OpenHow::new()
-            .flags(flags | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(AT_FDCWD, path, how)
     }
 

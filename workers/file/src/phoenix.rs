@@ -3,12 +3,12 @@
 //! Errors are Go's path errors, whose errno the client gets as a number. A handle's number as the client knows it is the
 //! broker's business; here only `detail.handle` counts.
 
+use std::fmt::Write as _;
+
 use md5::{Digest as _, Md5};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use proto::file::{
-    ListDirectory, OfPath, PhoenixOpen, PhoenixReadDone, PhoenixWrite, Stat, StatInfo, Time,
-};
+use proto::file::{ListDirectory, OfPath, PhoenixOpen, PhoenixReadDone, PhoenixWrite, Stat, StatInfo, Time};
 use proto::limits::MESSAGE;
 use proto::{Failed, Text};
 use runtime::Call;
@@ -120,7 +120,6 @@ pub(crate) fn md5_sum(files: &Files, request: &OfPath, call: &Call<'_>) -> Resul
             return Err(failed(Errno::ETIMEDOUT));
         }
     }
-    use std::fmt::Write as _;
     Ok(digest.finalize().iter().fold(String::with_capacity(32), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -182,7 +181,8 @@ const LISTING: usize = MESSAGE - 64 * 1024;
 
 /// As Go's `os` package cuts a path: no final slashes, no folder; the root is itself.
 fn base_name(path: &[u8]) -> &[u8] {
-    let end = path.iter().rposition(|byte| *byte != b'/').map_or(path.len().min(1), |last| last.saturating_add(1));
+    let end =
+        path.iter().rposition(|byte| *byte != b'/').map_or(path.len().min(1), |last| last.saturating_add(1));
     let path = path.get(..end).unwrap_or_default();
     match path.iter().rposition(|byte| *byte == b'/') {
         Some(slash) if path.len() > 1 => path.get(slash.saturating_add(1)..).unwrap_or_default(),

@@ -102,7 +102,12 @@ impl Plain {
     }
 
     /// Reads once; nothing means the end. A FIFO that nobody has opened for writing yet has not ended.
-    pub(crate) fn read(&self, into: &mut [u8], waiting: &Waiting, deadline: Deadline) -> Result<usize, Errno> {
+    pub(crate) fn read(
+        &self,
+        into: &mut [u8],
+        waiting: &Waiting,
+        deadline: Deadline,
+    ) -> Result<usize, Errno> {
         if self.kind == Kind::Fifo {
             waiting.wait(self.fd.as_fd(), PollFlags::POLLIN, deadline)?;
         }

@@ -5,11 +5,11 @@
 
 use nix::errno::Errno;
 use nix::unistd::Whence;
+use proto::Failed;
 use proto::agent::Nothing;
 use proto::file::{OfHandle, Open, Position, Read, ReadDone, Seek, Write, Written};
 use proto::limits::{FILE_READ, PIECE};
 use proto::message::Detail;
-use proto::Failed;
 use runtime::Call;
 
 use crate::Files;
@@ -158,4 +158,3 @@ fn system(what: impl std::fmt::Display, errno: Errno) -> Failed {
 fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
-

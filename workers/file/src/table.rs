@@ -2,6 +2,7 @@
 //! a file on a dead server keeps its own lock, and nobody else's.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -36,19 +37,19 @@ impl Table {
 
     /// Keeps a file under `number`; closes it again if there is no room, or the number is taken.
     pub(crate) fn insert(&self, number: u64, file: OpenFile) -> Result<(), Errno> {
+        // What is refused is closed at the end of this function, without the lock: that may take long.
         let file = Arc::new(Mutex::new(file));
         let mut files = self.lock();
-        let refused = if files.len() >= OPEN_FILES {
-            Errno::EMFILE
-        } else if files.contains_key(&number) {
-            Errno::EEXIST
-        } else {
-            files.insert(number, file);
-            return Ok(());
-        };
-        // The file is closed at the end of this function, which may take long.
-        drop(files);
-        Err(refused)
+        if files.len() >= OPEN_FILES {
+            return Err(Errno::EMFILE);
+        }
+        match files.entry(number) {
+            Entry::Vacant(place) => {
+                place.insert(file);
+                Ok(())
+            }
+            Entry::Occupied(_) => Err(Errno::EEXIST),
+        }
     }
 
     /// The file with that number.

@@ -81,7 +81,8 @@ impl Worker {
         let mut buffer = Pipe::<ToWorker, FromWorker>::buffer();
         let received = pipe.receive(&mut buffer).unwrap().expect("the worker entered its jail");
         let FromWorker::Hello(hello) = received.message else { panic!("no hello first") };
-        let answer = Hello { build_id: proto::BUILD_ID.to_owned(), role: "broker".to_owned(), confinement: vec![] };
+        let answer =
+            Hello { build_id: proto::BUILD_ID.to_owned(), role: "broker".to_owned(), confinement: vec![] };
         pipe.send(0, 0, &ToWorker::Hello(answer), &[]).unwrap();
         Worker { child, pipe, last_id: 0, confinement: hello.confinement }
     }

@@ -218,9 +218,15 @@ fn chown_and_chmod_refuse_what_they_cannot_do_as_asked() {
     assert_eq!(worker.try_do(chmod("f", None)), error("chmod f: invalid argument", 22));
     assert_eq!(worker.try_do(chmod("f", Some(-1))), error("chmod f: invalid argument", 22));
     assert_eq!(worker.try_do(chmod("f", Some(0o2755))), error("chmod f: operation not permitted", 1));
-    assert_eq!(worker.try_do(chmod("dangling", Some(0))), error("chmod dangling: no such file or directory", 2));
+    assert_eq!(
+        worker.try_do(chmod("dangling", Some(0))),
+        error("chmod dangling: no such file or directory", 2)
+    );
     assert_eq!(worker.try_do(chmod("socket", Some(0))), error("chmod socket: operation not permitted", 1));
-    assert_eq!(worker.try_do(chmod("/dev/null", Some(0o666))), error("chmod /dev/null: operation not permitted", 1));
+    assert_eq!(
+        worker.try_do(chmod("/dev/null", Some(0o666))),
+        error("chmod /dev/null: operation not permitted", 1)
+    );
     assert_eq!(worker.try_do(chown("f", -2, 0)), error("chown f: invalid argument", 22));
     assert_eq!(worker.try_do(chown("f", 0, 5_000_000_000)), error("chown f: invalid argument", 22));
     assert_eq!(worker.try_do(chown("missing", 0, 0)), error("chown missing: no such file or directory", 2));
@@ -233,7 +239,10 @@ fn a_user_may_change_what_is_his_even_if_he_may_only_write_to_it() {
     worker.ask(open("f", "w", 0o200), handle(3), &[]).0.unwrap();
     assert_eq!(worker.try_do(chmod("f", Some(0o640))), Ok(Reply::Chmod(true)));
     assert_eq!(std::fs::metadata(folder.path().join("f")).unwrap().mode(), 0o100_640);
-    assert_eq!(worker.try_do(chmod("/etc/passwd", Some(0o666))), error("chmod /etc/passwd: operation not permitted", 1));
+    assert_eq!(
+        worker.try_do(chmod("/etc/passwd", Some(0o666))),
+        error("chmod /etc/passwd: operation not permitted", 1)
+    );
 }
 
 #[test]
@@ -257,7 +266,9 @@ fn stat_does_not_follow_links_and_names_the_last_part() {
 
 #[test]
 fn stat_shows_the_numbers_of_the_system() {
-    let Reply::Stat(info) = Worker::of_a_user(Path::new("/")).try_do(Request::Stat(of("/etc/passwd"))).unwrap() else {
+    let Reply::Stat(info) =
+        Worker::of_a_user(Path::new("/")).try_do(Request::Stat(of("/etc/passwd"))).unwrap()
+    else {
         panic!("no stat")
     };
     let std = std::fs::symlink_metadata("/etc/passwd").unwrap();
@@ -329,7 +340,8 @@ fn a_folder_is_listed_without_itself_and_its_parent() {
     std::fs::write(inside.join("q\"u"), "").unwrap();
     std::fs::create_dir(inside.join("sub")).unwrap();
     std::os::unix::fs::symlink("nowhere", inside.join("link")).unwrap();
-    std::fs::write(inside.join(std::os::unix::ffi::OsStrExt::from_bytes(b"\xff") as &std::ffi::OsStr), "").unwrap();
+    std::fs::write(inside.join(std::os::unix::ffi::OsStrExt::from_bytes(b"\xff") as &std::ffi::OsStr), "")
+        .unwrap();
     let mut worker = Worker::of_a_user(folder.path());
     assert_eq!(names(worker.try_do(list("d", 0))), ["link", "q\"u", "sub", "\u{fffd}"]);
     assert_eq!(names(worker.try_do(list("d", -1))).len(), 4);
@@ -392,7 +404,10 @@ fn a_fifo_is_read_when_its_writer_comes_and_ends_when_he_goes() {
     std::thread::sleep(Duration::from_millis(100));
     std::fs::write(&path, "data").unwrap();
     let (_, (reply, bytes)) = worker.next_answer();
-    assert_eq!((reply, bytes), (Ok(Reply::PhoenixRead(file::PhoenixReadDone { eof: false })), b"data".to_vec()));
+    assert_eq!(
+        (reply, bytes),
+        (Ok(Reply::PhoenixRead(file::PhoenixReadDone { eof: false })), b"data".to_vec())
+    );
     let (reply, bytes) = worker.ask(read(), handle(3), &[]);
     assert_eq!((reply, bytes), (Ok(Reply::PhoenixRead(file::PhoenixReadDone { eof: true })), vec![]));
 }

@@ -155,12 +155,14 @@ fn only_plain_storage_may_be_read_ahead() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("f"), "x").unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    nix::unistd::mkfifo(&folder.path().join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    nix::unistd::mkfifo(&folder.path().join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o644))
+        .unwrap();
     let mut worker = Worker::of_a_user(folder.path());
-    let flags = ["f", "fifo", ".", "/dev/null", "/proc/meminfo", "/sys/kernel/mm/transparent_hugepage/enabled"]
-        .iter()
-        .zip(1..)
-        .map(|(path, number)| worker.ask(open(path, "r"), handle(number), &[]).1);
+    let flags =
+        ["f", "fifo", ".", "/dev/null", "/proc/meminfo", "/sys/kernel/mm/transparent_hugepage/enabled"]
+            .iter()
+            .zip(1..)
+            .map(|(path, number)| worker.ask(open(path, "r"), handle(number), &[]).1);
     assert_eq!(flags.collect::<Vec<_>>(), [[1], [0], [0], [0], [0], [0]]);
 }
 
@@ -212,7 +214,10 @@ fn a_processes_memory_cannot_be_opened_even_the_workers_own() {
     let Some(mut worker) = Worker::of_root(std::path::Path::new("/")) else { return };
     let mut text = |path: &str, mode: &str| worker.ask(open(path, mode), handle(1), &[]).0.unwrap_err().text;
     for (path, mode) in [("/proc/self/mem", "r+"), ("/proc/self/mem", "r"), ("/proc/thread-self/mem", "w")] {
-        assert_eq!(text(path, mode), format!("failed to open file '{path}' (mode: '{mode}'): Permission denied"));
+        assert_eq!(
+            text(path, mode),
+            format!("failed to open file '{path}' (mode: '{mode}'): Permission denied")
+        );
     }
 }
 

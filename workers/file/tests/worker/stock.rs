@@ -53,7 +53,8 @@ impl Stock {
         writeln!(self.socket.get_mut(), "{request}").unwrap();
         let mut line = String::new();
         self.socket.read_line(&mut line).unwrap();
-        let reply: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{request}: {error}: {line}"));
+        let reply: Value =
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{request}: {error}: {line}"));
         match reply.get("error") {
             Some(error) => error["desc"].clone(),
             None => reply["return"].clone(),
@@ -238,8 +239,7 @@ fn requests() -> Vec<(&'static str, Value)> {
         ("seek", json!({ "handle": 1008, "offset": 0, "whence": 1 })),
         ("close", json!({ "handle": 1008 })),
     ];
-    let modes =
-        ["r", "rb", "r+", "rb+", "r+b", "a", "ab", "a+", "ab+", "a+b", "w", "wb", "w+", "wb+", "w+b"];
+    let modes = ["r", "rb", "r+", "rb+", "r+b", "a", "ab", "a+", "ab+", "a+b", "w", "wb", "w+", "wb+", "w+b"];
     for (mode, handle) in modes.into_iter().zip(1009..) {
         requests.push(("open", json!({ "path": "modes", "mode": mode })));
         requests.push(("write", json!({ "handle": handle, "buf-b64": hello })));
