@@ -53,7 +53,7 @@ impl Worker {
         let sealed = jail::sealed::from_bytes(c"test", &sealed).unwrap();
         let kind = SocketType::SEQPACKET;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
-        let base = if rustix_is_root() { jail::DEFAULT_UID_BASE } else { 0 };
+        let base = if is_root() { jail::DEFAULT_UID_BASE } else { 0 };
         let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve-query"));
         command
             .env_clear()
@@ -109,7 +109,7 @@ impl Worker {
     }
 }
 
-fn rustix_is_root() -> bool {
+fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
@@ -117,25 +117,25 @@ fn rustix_is_root() -> bool {
 fn all() -> Vec<query::Request> {
     use query::Request::*;
     let none = NoArguments {};
-    let first = Time(none.clone());
+    let first = Time(none);
     match first {
         Time(_) | HostName(_) | Users(_) | TimeZone(_) | OsInfo(_) | Load(_) | CpuStats(_) | DiskStats(_)
         | Disks(_) | FsInfo(_) | Vcpus(_) | MemoryBlocks(_) | MemoryBlockInfo(_) | SysInfo(_) => {}
     }
     vec![
         first,
-        HostName(none.clone()),
-        Users(none.clone()),
-        TimeZone(none.clone()),
-        OsInfo(none.clone()),
-        Load(none.clone()),
-        CpuStats(none.clone()),
-        DiskStats(none.clone()),
-        Disks(none.clone()),
-        FsInfo(none.clone()),
-        Vcpus(none.clone()),
-        MemoryBlocks(none.clone()),
-        MemoryBlockInfo(none.clone()),
+        HostName(none),
+        Users(none),
+        TimeZone(none),
+        OsInfo(none),
+        Load(none),
+        CpuStats(none),
+        DiskStats(none),
+        Disks(none),
+        FsInfo(none),
+        Vcpus(none),
+        MemoryBlocks(none),
+        MemoryBlockInfo(none),
         SysInfo(none),
     ]
 }
@@ -156,7 +156,7 @@ impl QemuGa {
         }
         let place = tempfile::tempdir().unwrap().keep();
         let socket = place.join("socket");
-        let process = Command::new(Self::PROGRAM)
+        let mut process = Command::new(Self::PROGRAM)
             .args(["-m", "unix-listen", "-p"])
             .arg(&socket)
             .arg("-t")
@@ -165,13 +165,14 @@ impl QemuGa {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        for _ in 0..500 {
-            if let Ok(stream) = UnixStream::connect(&socket) {
-                return Some(QemuGa { process, place, stream: BufReader::new(stream) });
-            }
-            std::thread::sleep(Duration::from_millis(10));
+        let pause = |_: &std::io::Error| std::thread::sleep(Duration::from_millis(10));
+        let stream = (0..500).find_map(|_| UnixStream::connect(&socket).inspect_err(pause).ok());
+        if stream.is_none() {
+            let _ = process.kill();
+            let _ = process.wait();
         }
-        panic!("qemu-ga does not listen");
+        let stream = BufReader::new(stream.expect("qemu-ga listens"));
+        Some(QemuGa { process, place, stream })
     }
 
     fn ask(&mut self, command: &str) -> Value {
