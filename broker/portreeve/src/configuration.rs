@@ -1,0 +1,501 @@
+//! `/etc/portreeve/portreeve.toml`: how `portreeve run` is set up.
+//!
+//! Written by root, so it is read by root. What is not understood is an error with file and line; nothing is ignored.
+//! Without the file the agent serves QEMU's dialect on its usual port, with the policy `observe`.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use compile::{Bundle, Complaint, PRESETS, Source, closest};
+use jail::DEFAULT_UID_BASE;
+use proto::Dialect;
+use proto::settings::{ChannelSettings, Method};
+use serde::Deserialize;
+use spawner::plan::CHANNELS;
+use toml::Spanned;
+
+use crate::launch::{Audit, IDLE_SECONDS, Line, Opened};
+
+/// Where it is unless `--config` says otherwise.
+pub(crate) const PATH: &str = "/etc/portreeve/portreeve.toml";
+
+const QGA_PORT: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
+const SERIAL_PATH: &str = "/dev/ttyS0";
+const STATE_DIRECTORY: &str = "/run/portreeve";
+const POLICY: &str = "observe";
+
+/// Largest configuration or policy file in bytes.
+const LIMIT: u64 = 1024 * 1024;
+
+/// What `portreeve run` needs to know.
+pub(crate) struct Configuration {
+    pub(crate) lines: Vec<Line>,
+    pub(crate) policy: Source,
+    pub(crate) state_directory: Option<PathBuf>,
+    pub(crate) audit: Audit,
+    pub(crate) audit_required: bool,
+    pub(crate) verbose: bool,
+    pub(crate) log_file: Option<PathBuf>,
+    pub(crate) uid_base: u32,
+    pub(crate) idle_seconds: u32,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Document {
+    #[serde(default)]
+    channel: Vec<Spanned<WrittenChannel>>,
+    policy: Option<Spanned<String>>,
+    #[serde(default)]
+    state: WrittenState,
+    #[serde(default)]
+    audit: WrittenAudit,
+    #[serde(default)]
+    log: WrittenLog,
+    uid_base: Option<Spanned<u32>>,
+    idle_seconds: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenChannel {
+    name: Spanned<String>,
+    method: Spanned<String>,
+    path: Option<PathBuf>,
+    cid: Option<u32>,
+    port: Option<u32>,
+    dialects: Option<Spanned<Vec<Spanned<String>>>>,
+    peer_cid: Option<Spanned<u32>>,
+    mode: Option<Spanned<u32>>,
+    #[serde(default)]
+    retry: bool,
+    #[serde(default = "yes")]
+    reopen: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenState {
+    directory: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenAudit {
+    sink: Option<Spanned<String>>,
+    path: Option<Spanned<PathBuf>>,
+    required: Option<Spanned<bool>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenLog {
+    #[serde(default)]
+    verbose: bool,
+    file: Option<PathBuf>,
+}
+
+/// Reads the configuration: `given`, which must exist, or [`PATH`], which need not.
+///
+/// # Errors
+/// A text that names file, line and reason.
+pub(crate) fn load(given: Option<&Path>) -> Result<Configuration, String> {
+    let path = given.unwrap_or(Path::new(PATH));
+    let text = match read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && given.is_none() => String::new(),
+        other => other.map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+    };
+    parse(&path.display().to_string(), &text).map_err(|complaint| complaint.to_string())
+}
+
+impl Configuration {
+    /// The policy's texts: a preset's name, or the content of its file.
+    pub(crate) fn bundle(source: Source) -> Bundle {
+        Bundle { source, allow: Vec::new(), block: Vec::new() }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LIMIT.saturating_add(1)).read_to_string(&mut text)?;
+    if text.len() as u64 > LIMIT { Err(io::Error::other("larger than 1 MiB")) } else { Ok(text) }
+}
+
+fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
+    let reader = Reader { file, text };
+    let document: Document = toml::from_str(text).map_err(|error| Complaint::of_toml(file, text, &error))?;
+    let mut names = HashSet::new();
+    let mut lines = Vec::new();
+    for written in document.channel {
+        let span = written.span();
+        if lines.len() >= CHANNELS {
+            return Err(reader.complaint(span, &format!("more than {CHANNELS} channels")));
+        }
+        let name = written.get_ref().name.clone();
+        if !names.insert(name.get_ref().clone()) {
+            return Err(reader.complaint(name.span(), "another channel has this name"));
+        }
+        lines.push(reader.line(span, written.into_inner())?);
+    }
+    if lines.is_empty() {
+        lines.push(usual_line());
+    }
+    let (audit, audit_required) = reader.audit(document.audit)?;
+    let uid_base = document.uid_base.map_or(Ok(DEFAULT_UID_BASE), |base| match *base.get_ref() {
+        // Frontends have the highest numbers.
+        number if number >= 1000 && jail::Role::Frontend.uid(number, u16::MAX).is_some() => Ok(number),
+        _ => Err(reader.complaint(
+            base.span(),
+            "uid-base is from 1000 to 4294901660, and no user may have the 1000 ids from there",
+        )),
+    })?;
+    let root = nix::unistd::geteuid().is_root();
+    Ok(Configuration {
+        lines,
+        policy: reader.policy(document.policy)?,
+        // An ordinary user has no place of that name; numbers of open files then begin anew at each start.
+        state_directory: document.state.directory.or_else(|| root.then(|| STATE_DIRECTORY.into())),
+        audit,
+        audit_required,
+        verbose: document.log.verbose,
+        log_file: document.log.file,
+        uid_base,
+        idle_seconds: document.idle_seconds.unwrap_or(IDLE_SECONDS),
+    })
+}
+
+fn usual_line() -> Line {
+    Line {
+        settings: ChannelSettings {
+            name: "qga".to_owned(),
+            method: Method::VirtioSerial,
+            dialects: vec![Dialect::Qga],
+            peer_cid: None,
+        },
+        opened: Opened::Later(spawner::Method::VirtioSerial { path: QGA_PORT.into() }),
+        retry: false,
+        reopen: true,
+    }
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Reader<'_> {
+    fn complaint(&self, span: Range<usize>, reason: &str) -> Complaint {
+        Complaint::new(self.file, self.text, span, reason)
+    }
+
+    /// What is called `name`, among `known`.
+    fn one_of<T: Copy>(
+        &self,
+        name: &Spanned<String>,
+        what: &str,
+        known: &[(&'static str, T)],
+    ) -> Result<T, Complaint> {
+        let found = known.iter().find(|(known, _)| known == name.get_ref());
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            let hint = closest(name.get_ref(), names.iter().copied())
+                .map(|meant| format!("did you mean \"{meant}\"?"))
+                .unwrap_or_else(|| format!("it is one of {}", names.join(", ")));
+            self.complaint(name.span(), &format!("unknown {what} \"{}\"; {hint}", name.get_ref()))
+        })
+    }
+
+    fn line(&self, span: Range<usize>, written: WrittenChannel) -> Result<Line, Complaint> {
+        let name = written.name.get_ref();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(plain) {
+            let reason = "a channel's name has 1 to 32 letters, digits, dots, dashes or underscores";
+            return Err(self.complaint(written.name.span(), reason));
+        }
+        const METHODS: [(&str, Method); 4] = [
+            ("virtio-serial", Method::VirtioSerial),
+            ("isa-serial", Method::IsaSerial),
+            ("unix-listen", Method::UnixListen),
+            ("vsock-listen", Method::VsockListen),
+        ];
+        let method = self.one_of(&written.method, "method", &METHODS)?;
+        let dialects = match written.dialects {
+            None => vec![Dialect::Qga],
+            Some(list) if list.get_ref().is_empty() => {
+                return Err(self.complaint(list.span(), "a channel speaks at least one dialect"));
+            }
+            Some(list) => list
+                .get_ref()
+                .iter()
+                .map(|name| {
+                    self.one_of(name, "dialect", &[("qga", Dialect::Qga), ("phoenix", Dialect::Phoenix)])
+                })
+                .collect::<Result<_, _>>()?,
+        };
+        if method != Method::VsockListen {
+            if written.cid.is_some() || written.port.is_some() {
+                return Err(self.complaint(span, "`cid` and `port` are for vsock-listen only"));
+            }
+            if let Some(peer) = &written.peer_cid {
+                return Err(self.complaint(peer.span(), "`peer-cid` is for vsock-listen only"));
+            }
+        }
+        if let Some(mode) = &written.mode {
+            if method != Method::UnixListen {
+                return Err(self.complaint(mode.span(), "`mode` is for unix-listen only"));
+            }
+            if *mode.get_ref() > 0o777 {
+                return Err(
+                    self.complaint(mode.span(), "a mode is at most 0o777, in octal digits such as 0o660")
+                );
+            }
+        }
+        let how = match (method, written.path, written.cid, written.port) {
+            (Method::VirtioSerial, path, ..) => {
+                spawner::Method::VirtioSerial { path: path.unwrap_or_else(|| QGA_PORT.into()) }
+            }
+            (Method::IsaSerial, path, ..) => {
+                spawner::Method::IsaSerial { path: path.unwrap_or_else(|| SERIAL_PATH.into()) }
+            }
+            (Method::UnixListen, Some(path), ..) => {
+                spawner::Method::UnixListen { path, mode: written.mode.map(Spanned::into_inner) }
+            }
+            (Method::UnixListen, None, ..) => return Err(self.complaint(span, "unix-listen needs a `path`")),
+            (Method::VsockListen, None, cid, Some(port)) => {
+                spawner::Method::VsockListen { cid: cid.unwrap_or(u32::MAX), port }
+            }
+            (Method::VsockListen, Some(_), ..) => {
+                return Err(self.complaint(span, "vsock-listen has no `path`"));
+            }
+            (Method::VsockListen, None, ..) => {
+                return Err(self.complaint(span, "vsock-listen needs a `port`"));
+            }
+        };
+        Ok(Line {
+            settings: ChannelSettings {
+                name: name.clone(),
+                method,
+                dialects,
+                peer_cid: written.peer_cid.map(Spanned::into_inner),
+            },
+            opened: Opened::Later(how),
+            retry: written.retry,
+            reopen: written.reopen,
+        })
+    }
+
+    /// A name without a slash is a preset, anything else a file.
+    fn policy(&self, written: Option<Spanned<String>>) -> Result<Source, Complaint> {
+        let Some(written) = written else { return Ok(Source::Preset(POLICY.to_owned())) };
+        let name = written.get_ref();
+        if !name.contains('/') {
+            let known: Vec<(&str, ())> = PRESETS.iter().map(|(name, _)| (*name, ())).collect();
+            self.one_of(&written, "preset", &known)?;
+            return Ok(Source::Preset(name.clone()));
+        }
+        let text = read(Path::new(name))
+            .map_err(|error| self.complaint(written.span(), &format!("cannot read {name}: {error}")))?;
+        Ok(Source::File { name: name.clone(), text })
+    }
+
+    fn audit(&self, written: WrittenAudit) -> Result<(Audit, bool), Complaint> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Sink {
+            File,
+            Syslog,
+            Stderr,
+            Off,
+        }
+        const SINKS: [(&str, Sink); 4] =
+            [("file", Sink::File), ("syslog", Sink::Syslog), ("stderr", Sink::Stderr), ("off", Sink::Off)];
+        let sink = match &written.sink {
+            Some(sink) => self.one_of(sink, "sink", &SINKS)?,
+            None if written.path.is_some() => Sink::File,
+            None => Sink::Stderr,
+        };
+        let audit = match (sink, written.path) {
+            (Sink::File, Some(path)) => Audit::File(path.into_inner()),
+            (Sink::File, None) => {
+                let span = written.sink.map_or(0..0, |sink| sink.span());
+                return Err(self.complaint(span, "the sink \"file\" needs a `path`"));
+            }
+            (_, Some(path)) => {
+                return Err(self.complaint(path.span(), "a `path` is for the sink \"file\" only"));
+            }
+            (Sink::Syslog, None) => Audit::Syslog,
+            (Sink::Stderr, None) => Audit::Log,
+            (Sink::Off, None) => Audit::Off,
+        };
+        match written.required {
+            Some(required) if *required.get_ref() && sink == Sink::Off => {
+                Err(self
+                    .complaint(required.span(), "what is recorded nowhere cannot be required: choose a sink"))
+            }
+            required => Ok((audit, required.is_some_and(Spanned::into_inner))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        parse("portreeve.toml", text).err().expect("it is wrong").to_string()
+    }
+
+    #[test]
+    fn without_anything_it_is_the_usual_port_and_a_policy_that_only_looks() {
+        let found = parse("portreeve.toml", "").unwrap();
+        assert_eq!(found.policy, Source::Preset("observe".to_owned()));
+        assert_eq!(found.uid_base, DEFAULT_UID_BASE);
+        assert!(matches!(found.audit, Audit::Log) && !found.audit_required && found.idle_seconds == 60);
+        let [line] = found.lines.as_slice() else { panic!("one channel") };
+        assert_eq!((line.settings.name.as_str(), line.settings.method), ("qga", Method::VirtioSerial));
+        assert!(
+            matches!(&line.opened, Opened::Later(spawner::Method::VirtioSerial { path }) if path == Path::new(QGA_PORT))
+        );
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let found = parse(
+            "portreeve.toml",
+            r#"
+                policy = "qemu-ga"
+                uid-base = 2000
+                idle-seconds = 5
+                [[channel]]
+                name = "a"
+                method = "unix-listen"
+                path = "/run/a.sock"
+                mode = 0o660
+                dialects = ["qga", "phoenix"]
+                reopen = false
+                [[channel]]
+                name = "b"
+                method = "vsock-listen"
+                port = 1024
+                peer-cid = 2
+                retry = true
+                [state]
+                directory = "/var/lib/portreeve"
+                [audit]
+                path = "/var/log/portreeve.jsonl"
+                required = true
+                [log]
+                verbose = true
+                file = "/var/log/portreeve.log"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(
+            (found.uid_base, found.idle_seconds, found.verbose, found.audit_required),
+            (2000, 5, true, true)
+        );
+        assert!(matches!(&found.audit, Audit::File(path) if path == Path::new("/var/log/portreeve.jsonl")));
+        assert_eq!(found.state_directory, Some("/var/lib/portreeve".into()));
+        assert_eq!(found.log_file, Some("/var/log/portreeve.log".into()));
+        let [a, b] = found.lines.as_slice() else { panic!("two channels") };
+        assert_eq!(a.settings.dialects, [Dialect::Qga, Dialect::Phoenix]);
+        assert!(matches!(&a.opened, Opened::Later(spawner::Method::UnixListen { mode: Some(0o660), .. })));
+        assert_eq!((a.retry, a.reopen, b.retry, b.reopen), (false, false, true, true));
+        assert_eq!(b.settings.peer_cid, Some(2));
+        assert!(matches!(
+            b.opened,
+            Opened::Later(spawner::Method::VsockListen { cid: u32::MAX, port: 1024 })
+        ));
+    }
+
+    #[test]
+    fn an_unknown_key_is_shown_with_its_line() {
+        assert_eq!(
+            wrong("[log]\nverbos = true\n"),
+            "portreeve.toml:2: unknown field `verbos`, expected `verbose` or `file`\n  verbos = true\n  ^^^^^^"
+        );
+    }
+
+    #[test]
+    fn an_unknown_method_is_shown_with_the_one_that_was_meant() {
+        assert_eq!(
+            wrong("[[channel]]\nname = \"a\"\nmethod = \"virtio-seral\"\n"),
+            "portreeve.toml:3: unknown method \"virtio-seral\"; did you mean \"virtio-serial\"?\n\
+             \x20 method = \"virtio-seral\"\n           ^^^^^^^^^^^^^^"
+        );
+    }
+
+    #[test]
+    fn keys_that_mean_nothing_for_a_method_are_refused() {
+        let channel = |rest: &str| wrong(&format!("[[channel]]\nname = \"a\"\n{rest}"));
+        assert!(
+            channel("method = \"unix-listen\"\n").starts_with("portreeve.toml:1: unix-listen needs a `path`")
+        );
+        assert!(
+            channel("method = \"vsock-listen\"\n")
+                .starts_with("portreeve.toml:1: vsock-listen needs a `port`")
+        );
+        assert!(
+            channel("method = \"isa-serial\"\nmode = 0o600\n")
+                .starts_with("portreeve.toml:4: `mode` is for unix-listen only")
+        );
+        assert!(
+            channel("method = \"isa-serial\"\npeer-cid = 2\n")
+                .starts_with("portreeve.toml:4: `peer-cid` is for vsock-listen only")
+        );
+        assert!(
+            channel("method = \"isa-serial\"\nport = 2\n")
+                .starts_with("portreeve.toml:1: `cid` and `port` are for vsock-listen only")
+        );
+    }
+
+    #[test]
+    fn two_channels_have_two_names() {
+        let one = "[[channel]]\nname = \"a\"\nmethod = \"isa-serial\"\n";
+        assert!(wrong(&format!("{one}{one}")).starts_with("portreeve.toml:5: another channel has this name"));
+    }
+
+    #[test]
+    fn an_audit_log_that_is_required_is_written_somewhere() {
+        assert!(
+            wrong("[audit]\nsink = \"off\"\nrequired = true\n")
+                .starts_with("portreeve.toml:3: what is recorded nowhere")
+        );
+        assert!(
+            wrong("[audit]\nsink = \"file\"\n")
+                .starts_with("portreeve.toml:2: the sink \"file\" needs a `path`")
+        );
+        assert!(
+            wrong("[audit]\nsink = \"syslog\"\npath = \"/x\"\n")
+                .starts_with("portreeve.toml:3: a `path` is for")
+        );
+    }
+
+    #[test]
+    fn a_uid_base_leaves_room_and_is_no_user_of_the_system() {
+        for base in ["0", "999", "4294967000"] {
+            assert!(
+                wrong(&format!("uid-base = {base}\n")).starts_with("portreeve.toml:1: uid-base is from 1000"),
+                "{base}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_is_a_preset_or_a_file_that_can_be_read() {
+        assert!(
+            wrong("policy = \"obsrve\"\n")
+                .starts_with("portreeve.toml:1: unknown preset \"obsrve\"; did you mean \"observe\"?")
+        );
+        assert!(
+            wrong("policy = \"/nonexistent/p.toml\"\n")
+                .starts_with("portreeve.toml:1: cannot read /nonexistent/p.toml: No such file")
+        );
+    }
+}

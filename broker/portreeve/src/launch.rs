@@ -1,0 +1,351 @@
+//! From what was asked for to the spawner, in this process's place.
+//!
+//! Opens what the agent's processes are born with (log, audit log, state file, pid file), has the policy compiled meanwhile,
+//! seals settings, policy and plan, and execs the spawner. Nothing is started that a failure would leave behind.
+
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf, absolute};
+use std::process::{Command, ExitCode};
+
+use authorize::{Policy, Sealed, may_ever};
+use compile::Bundle;
+use jail::Role;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use proto::Group;
+use proto::settings::{AuditSink, ChannelSettings, Settings};
+use spawner::{Channel, Descriptors, Method, Plan};
+
+use crate::say::{Level, log};
+use crate::{daemon, policy, state};
+
+/// Where the other programs are when they are not beside this one.
+const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
+    Some(directory) => directory,
+    None => "/usr/libexec/portreeve",
+};
+
+const SPAWNER: &str = "portreeve-spawner";
+const SYSLOG: &str = "/dev/log";
+
+/// Seconds without work after which a worker ends, unless configured.
+pub(crate) const IDLE_SECONDS: u32 = 60;
+
+/// What is of this start only and no business of the programs that a host has run.
+const NOT_INHERITED: [&str; 5] =
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", daemon::STARTER];
+
+/// An agent as it was asked for.
+pub(crate) struct Launch {
+    /// `argv[0]` and what follows, to be seen in `ps`.
+    pub(crate) called: OsString,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) policy: Bundle,
+    pub(crate) audit: Audit,
+    pub(crate) audit_required: bool,
+    pub(crate) verbose: bool,
+    pub(crate) log_file: Option<PathBuf>,
+    pub(crate) state_directory: Option<PathBuf>,
+    /// Of no meaning without root.
+    pub(crate) uid_base: u32,
+    pub(crate) idle_seconds: u32,
+    /// A daemon has a pid file.
+    pub(crate) daemon: Option<PathBuf>,
+}
+
+/// A channel: what all processes know of it, and how the spawner opens it.
+pub(crate) struct Line {
+    pub(crate) settings: ChannelSettings,
+    pub(crate) opened: Opened,
+    pub(crate) retry: bool,
+    pub(crate) reopen: bool,
+}
+
+/// How the spawner comes by a channel.
+pub(crate) enum Opened {
+    Later(Method),
+    /// A listening socket that was passed to us.
+    Already(OwnedFd),
+}
+
+/// Where audit records go.
+pub(crate) enum Audit {
+    Off,
+    /// The syslog socket if there is one, else nowhere.
+    SyslogIfThere,
+    Syslog,
+    Log,
+    File(PathBuf),
+}
+
+/// Starts the agent. Returns when it could not, or when it has been started as a daemon.
+pub(crate) fn launch(launch: Launch) -> ExitCode {
+    if launch.daemon.is_some() && daemon::starter().is_none() {
+        return daemon::detach(&launch.called, &launch.arguments);
+    }
+    match exec(launch) {
+        Ok(never) => match never {},
+        Err(why) => {
+            log(Level::Critical, why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn exec(mut launch: Launch) -> Result<Infallible, String> {
+    if let Some(path) = &launch.log_file {
+        // A link is followed: `/dev/stderr` is one.
+        let file = append(path, OFlag::empty())
+            .map_err(|error| format!("unable to open specified log file {}: {error}", path.display()))?;
+        nix::unistd::dup2_stderr(&file).map_err(|error| format!("the log: {error}"))?;
+    }
+    let executables = executables()?;
+    let root = nix::unistd::geteuid().is_root();
+    let uid_base = if root { launch.uid_base } else { 0 };
+    let compiling = policy::start(&executables, &launch.policy, uid_base);
+
+    // The compiler works while this is done.
+    let pid_file = match &launch.daemon {
+        Some(path) => {
+            let path = absolute(path).map_err(|error| format!("the pid file: {error}"))?;
+            Some((daemon::lock_pid_file(&path)?, path))
+        }
+        None => None,
+    };
+    if launch.daemon.is_some() {
+        launch.make_paths_absolute()?;
+    }
+    let state = launch.state_directory.as_deref().map(open_state).transpose()?;
+    let (sink, audit) = open_audit(&launch.audit)?;
+    if matches!((&launch.audit, sink), (Audit::SyslogIfThere, AuditSink::Off)) && launch.verbose {
+        log(Level::Info, format_args!("no audit log: there is no {SYSLOG}"));
+    }
+    let directory =
+        File::open(&executables).map_err(|error| format!("{}: {error}", executables.display()))?;
+    let policy = compiling.map_or_else(
+        |why| {
+            log(Level::Critical, &why);
+            Policy::closed(why)
+        },
+        policy::Compiling::finish,
+    );
+    let workers = workers(&policy);
+    let settings = Sealed::new(launch.settings(sink), policy).encode().map_err(|error| error.to_string())?;
+    let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
+        .map_err(|error| format!("settings: {error}"))?;
+
+    let ready = match launch.daemon {
+        Some(_) => Some(daemon::leave().map_err(|error| format!("cannot daemonize: {error}"))?),
+        None => None,
+    };
+    if launch.daemon.is_some() && launch.log_file.is_none() {
+        let null =
+            File::options().write(true).open("/dev/null").map_err(|error| format!("/dev/null: {error}"))?;
+        nix::unistd::dup2_stderr(&null).map_err(|error| format!("/dev/null: {error}"))?;
+    }
+
+    let number = |file: Option<BorrowedFd<'_>>| file.map(|file| file.as_raw_fd());
+    let audit = audit.as_ref().map(AsFd::as_fd);
+    let state = state.as_ref().map(AsFd::as_fd);
+    let ready = ready.as_ref().map(AsFd::as_fd);
+    let pid = pid_file.as_ref().map(|(file, _)| file.as_fd());
+    let plan = Plan {
+        uid_base,
+        workers,
+        channels: launch.lines.iter().map(Line::channel).collect(),
+        descriptors: Descriptors {
+            executables: directory.as_raw_fd(),
+            settings: settings.as_raw_fd(),
+            log: 2,
+            audit: number(audit),
+            state: number(state),
+            ready: number(ready),
+            pid_file: number(pid),
+        },
+        pid_file: pid_file.as_ref().map(|(_, path)| path.clone()),
+        name: process_name(&launch.called),
+        notify_socket: notify_socket(),
+    };
+    let plan = plan.seal().map_err(|error| error.to_string())?;
+
+    let inherited = launch.lines.iter().filter_map(Line::descriptor);
+    let others =
+        [Some(directory.as_fd()), Some(settings.as_fd()), Some(plan.as_fd()), audit, state, ready, pid];
+    for file in others.into_iter().flatten().chain(inherited) {
+        fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|error| format!("cannot hand a descriptor on: {error}"))?;
+    }
+    let spawner = executables.join(SPAWNER);
+    let error = Command::new(&spawner)
+        .arg0(&launch.called)
+        .args(&launch.arguments)
+        .arg(plan.as_raw_fd().to_string())
+        .env_clear()
+        .exec();
+    Err(format!("cannot start {}: {error}", spawner.display()))
+}
+
+impl Launch {
+    fn settings(&self, audit: AuditSink) -> Settings {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let inherited = |name: &OsStr| !NOT_INHERITED.iter().any(|not| name == *not);
+        Settings {
+            channels: self.lines.iter().map(|line| line.settings.clone()).collect(),
+            audit,
+            audit_required: self.audit_required,
+            verbose: self.verbose,
+            time_zone: variable("TZ"),
+            os_release: variable("QGA_OS_RELEASE"),
+            environment: std::env::vars_os()
+                .filter(|(name, _)| inherited(name))
+                .map(|(name, value)| (name.into_vec(), value.into_vec()))
+                .collect(),
+            idle_seconds: self.idle_seconds,
+        }
+    }
+
+    /// A daemon leaves its directory before the spawner opens the channels.
+    fn make_paths_absolute(&mut self) -> Result<(), String> {
+        for line in &mut self.lines {
+            if let Opened::Later(
+                Method::VirtioSerial { path } | Method::IsaSerial { path } | Method::UnixListen { path, .. },
+            ) = &mut line.opened
+            {
+                *path = absolute(&*path).map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Line {
+    fn channel(&self) -> Channel {
+        let method = match &self.opened {
+            Opened::Later(method) => method.clone(),
+            Opened::Already(socket) => Method::Inherited { descriptor: socket.as_raw_fd() },
+        };
+        Channel { method, retry: self.retry, reopen: self.reopen }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.opened {
+            Opened::Later(_) => None,
+            Opened::Already(socket) => Some(socket.as_fd()),
+        }
+    }
+}
+
+/// The workers that the policy has something to do for; others cannot even be started.
+fn workers(policy: &Policy) -> Vec<Role> {
+    let of = |role, groups: &[Group]| groups.iter().any(|group| may_ever(policy, *group)).then_some(role);
+    [
+        of(Role::Query, &[Group::Query]),
+        of(Role::File, &[Group::FileRead, Group::FileWrite]),
+        of(Role::Net, &[Group::NetQuery]),
+        of(Role::NetAdmin, &[Group::NetChange]),
+        of(Role::Exec, &[Group::Exec]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Beside this program when it was built or unpacked, else where the package has put them.
+pub(crate) fn executables() -> Result<PathBuf, String> {
+    let own = std::fs::read_link("/proc/self/exe").map_err(|error| format!("/proc/self/exe: {error}"))?;
+    let beside = own.parent().map(Path::to_owned).filter(|directory| directory.join(SPAWNER).exists());
+    match beside {
+        Some(directory) => Ok(directory),
+        None if Path::new(LIBEXEC).join(SPAWNER).exists() => Ok(LIBEXEC.into()),
+        None => Err(format!(
+            "{SPAWNER} is neither beside {} nor in {LIBEXEC}: install all programs of one build together",
+            own.display()
+        )),
+    }
+}
+
+fn open_state(directory: &Path) -> Result<File, String> {
+    let (file, warning) = state::open(directory)?;
+    if let Some(warning) = warning {
+        log(Level::Warning, warning);
+    }
+    Ok(file)
+}
+
+fn open_audit(audit: &Audit) -> Result<(AuditSink, Option<OwnedFd>), String> {
+    match audit {
+        Audit::Off => Ok((AuditSink::Off, None)),
+        Audit::Log => Ok((AuditSink::Log, None)),
+        Audit::File(path) => {
+            let file = append(path, OFlag::O_NOFOLLOW)
+                .map_err(|error| format!("cannot open the audit log {}: {error}", path.display()))?;
+            Ok((AuditSink::Descriptor, Some(file.into())))
+        }
+        Audit::Syslog => {
+            let socket = syslog().map_err(|error| format!("cannot reach syslog at {SYSLOG}: {error}"))?;
+            Ok((AuditSink::Syslog, Some(socket)))
+        }
+        Audit::SyslogIfThere => {
+            Ok(syslog().map_or((AuditSink::Off, None), |socket| (AuditSink::Syslog, Some(socket))))
+        }
+    }
+}
+
+fn syslog() -> io::Result<OwnedFd> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(SYSLOG)?;
+    // A log daemon that hangs must not hang the broker.
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Opens a log, for its owner only: it tells what was asked.
+fn append(path: &Path, flags: OFlag) -> io::Result<File> {
+    let flags = flags | OFlag::O_NOCTTY;
+    OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags.bits()).open(path)
+}
+
+/// What `pidof` and `killall` look for; the kernel keeps 15 bytes.
+fn process_name(called: &OsStr) -> Vec<u8> {
+    let name = Path::new(called).file_name().map_or(&b"portreeve"[..], OsStrExt::as_bytes);
+    name.get(..name.len().min(15)).unwrap_or_default().to_vec()
+}
+
+/// `sd_notify(3)`: a path or an abstract name; others (vsock) are for virtual machines.
+fn notify_socket() -> Vec<u8> {
+    let socket = std::env::var_os("NOTIFY_SOCKET").map(OsString::into_vec).unwrap_or_default();
+    if matches!(socket.first(), Some(b'/' | b'@')) && socket.len() <= 108 { socket } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use compile::Source;
+
+    fn workers_of(preset: &str) -> Vec<Role> {
+        let bundle =
+            Bundle { source: Source::Preset(preset.to_owned()), allow: Vec::new(), block: Vec::new() };
+        workers(&compile::compile(&bundle).unwrap().policy)
+    }
+
+    #[test]
+    fn workers_without_anything_to_do_are_not_in_the_plan() {
+        assert_eq!(workers_of("qemu-ga"), [Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Exec]);
+        assert_eq!(workers_of("observe"), [Role::Query, Role::Net]);
+        assert_eq!(workers(&Policy::closed("bad")), []);
+    }
+
+    #[test]
+    fn a_process_name_is_the_last_part_and_fits_the_kernel() {
+        assert_eq!(process_name(OsStr::new("/usr/sbin/qemu-ga")), b"qemu-ga");
+        assert_eq!(process_name(OsStr::new("a-name-that-is-too-long")), b"a-name-that-is-");
+    }
+}

@@ -1,0 +1,98 @@
+//! Has the policy compiled by `portreeve-compile`, in a process without rights.
+//!
+//! What comes back was made by a parser of text, so it is decoded with bounds. Whatever goes wrong, there is a policy
+//! afterwards: one that serves sync, ping and info only, and says why.
+
+use std::fs::File;
+use std::io::{self, Seek as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use authorize::Policy;
+use compile::Bundle;
+use jail::Role;
+
+use crate::say::{Level, log};
+
+/// Largest compiled form in bytes; as for settings and policy together.
+const LIMIT: usize = 16 * 1024 * 1024;
+
+/// The compiler's exit status for a text that is wrong; it has said so itself.
+const WRONG_TEXT: i32 = 1;
+
+/// A compilation under way.
+pub(crate) struct Compiling {
+    child: Child,
+    form: OwnedFd,
+}
+
+/// Starts the compiler found in `executables`. Its complaints go to our standard error.
+///
+/// # Errors
+/// A text for the log.
+pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Result<Compiling, String> {
+    let text = bundle.encode().map_err(|error| error.to_string())?;
+    let program = executables.join(Role::Compile.executable());
+    let started = || -> io::Result<Compiling> {
+        let mut input = File::from(jail::sealed::from_bytes(c"portreeve-policy-text", &text)?);
+        // The position is shared with the child, and writing has moved it.
+        input.rewind()?;
+        let form = jail::sealed::create(c"portreeve-policy")?;
+        let child = Command::new(&program)
+            .arg(uid_base.to_string())
+            .arg("0")
+            .env_clear()
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(form.try_clone()?))
+            .spawn()?;
+        Ok(Compiling { child, form })
+    };
+    started().map_err(|error| format!("cannot start {}: {error}", program.display()))
+}
+
+impl Compiling {
+    /// Waits for the end and takes the policy.
+    pub(crate) fn finish(mut self) -> Policy {
+        let policy =
+            self.child.wait().map_err(|error| error.to_string()).and_then(|status| match status.code() {
+                Some(0 | WRONG_TEXT) => read(&self.form),
+                _ => Err(format!("the policy compiler ended with {status}")),
+            });
+        let policy = policy.unwrap_or_else(|why| {
+            log(Level::Critical, &why);
+            Policy::closed(why)
+        });
+        if policy.name() == CLOSED {
+            log(Level::Critical, "no policy is in force: nothing but sync, ping and info is served");
+        }
+        policy
+    }
+}
+
+/// The name of [`Policy::closed`].
+const CLOSED: &str = "closed";
+
+fn read(form: &OwnedFd) -> Result<Policy, String> {
+    let bytes = jail::sealed::seal(form.as_fd()).and_then(|()| jail::sealed::read(form.as_fd(), LIMIT));
+    let bytes = bytes.map_err(|error| format!("cannot read the compiled policy: {error}"))?;
+    Policy::decode(&bytes).map_err(|error| format!("the compiled policy: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_that_serves_nothing_is_known_by_its_name() {
+        assert_eq!(Policy::closed("p.toml:1: bad").name(), CLOSED);
+    }
+
+    #[test]
+    fn bytes_that_are_no_policy_are_refused() {
+        let mut form = File::from(jail::sealed::create(c"test").unwrap());
+        io::Write::write_all(&mut form, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff").unwrap();
+        let form = OwnedFd::from(form);
+        assert!(read(&form).unwrap_err().starts_with("the compiled policy: "));
+    }
+}
