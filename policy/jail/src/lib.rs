@@ -9,6 +9,7 @@
 //! - `policy/seccomp/*.policy`: the system calls of each role, a reason on every line; compiled into [`seccomp`] tables.
 //! - [`enter`]: stage B, the order in which rights are given up.
 //! - [`descriptors`], [`sealed`]: what a process is born with, and the sealed form of settings and policy.
+//! - [`memory`]: large blocks go back to the system.
 //! - [`spawn`]: programs that the exec worker starts.
 //! - [`probe`]: the same sandbox with refusals as errors, for tests that try every system call.
 //!
@@ -17,6 +18,7 @@
 pub mod descriptors;
 mod enter;
 mod landlock_rules;
+pub mod memory;
 mod panics;
 pub mod probe;
 mod report;
