@@ -6,8 +6,16 @@
 /// The content of a key file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct KeyFile {
-    /// Group, key, value as written, line.
-    entries: Vec<(Vec<u8>, Vec<u8>, Vec<u8>, u32)>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    group: Vec<u8>,
+    key: Vec<u8>,
+    /// As written.
+    value: Vec<u8>,
+    line: u32,
 }
 
 /// Largest file read, in bytes.
@@ -31,7 +39,7 @@ impl KeyFile {
                 group = Some(name.to_vec());
             } else if let Some((key, value)) = pair(line) {
                 let group = group.clone().ok_or("Key file does not start with a group")?;
-                entries.push((group, key.to_vec(), value.to_vec(), number));
+                entries.push(Entry { group, key: key.to_vec(), value: value.to_vec(), line: number });
             } else {
                 return Err(format!(
                     "Key file contains line “{}” which is not a key-value pair, group, or comment",
@@ -43,12 +51,8 @@ impl KeyFile {
     }
 
     fn raw(&self, group: &str, key: &str) -> Option<(&[u8], u32)> {
-        let found = self
-            .entries
-            .iter()
-            .rev()
-            .find(|(of, name, _, _)| of == group.as_bytes() && name == key.as_bytes());
-        found.map(|(_, _, value, line)| (value.as_slice(), *line))
+        let is_it = |entry: &&Entry| entry.group == group.as_bytes() && entry.key == key.as_bytes();
+        self.entries.iter().rev().find(is_it).map(|entry| (entry.value.as_slice(), entry.line))
     }
 
     /// A text, and the line it stands in.

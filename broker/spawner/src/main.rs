@@ -90,11 +90,11 @@ fn run() -> Result<i32, String> {
     status
 }
 
-/// `argv = [portreeve-spawner, number of the plan's descriptor]`.
+/// The last argument is the number of the plan's descriptor. Those before it are the command line that people typed, kept for
+/// `ps` and for tests that look for an option there; they are not read.
 fn read_plan() -> Result<Plan, String> {
-    let mut arguments = std::env::args_os().skip(1);
-    let number = arguments.next().and_then(|text| text.to_str()?.parse::<RawFd>().ok());
-    let (Some(number), None) = (number, arguments.next()) else {
+    let number = std::env::args_os().skip(1).last().and_then(|text| text.to_str()?.parse::<RawFd>().ok());
+    let Some(number) = number else {
         return Err("this program is started by portreeve and takes the number of a descriptor".to_owned());
     };
     let file = jail::take_fd(number).map_err(|error| format!("the plan: {error}"))?;

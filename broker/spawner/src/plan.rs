@@ -155,7 +155,7 @@ impl Plan {
         self.workers.contains(&role)
     }
 
-    /// Writes the plan into a sealed memory file, to be left open (without close-on-exec) for the spawner, whose first
+    /// Writes the plan into a sealed memory file, to be left open (without close-on-exec) for the spawner, whose last
     /// argument is its number in decimal.
     ///
     /// # Errors
