@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod golden;
 pub mod programs;
+pub mod sandbox;
 pub mod transcript;

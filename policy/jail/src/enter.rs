@@ -232,13 +232,13 @@ impl std::error::Error for EnterError {}
 /// [`EnterError`] with the step that failed. The caller must end the process, best with
 /// [`exit_now`](crate::exit_now).
 pub fn enter(role: Role, ground: &Ground, before_filter: impl FnOnce()) -> Result<Entered, EnterError> {
-    enter_with(role, ground, Mismatch::Kill, before_filter)
+    enter_with(role, ground, Some(Mismatch::Kill), before_filter)
 }
 
 pub(crate) fn enter_with(
     role: Role,
     ground: &Ground,
-    mismatch: Mismatch,
+    mismatch: Option<Mismatch>,
     before_filter: impl FnOnce(),
 ) -> Result<Entered, EnterError> {
     let row = row(role);
@@ -270,7 +270,8 @@ pub(crate) fn enter_with(
         .map_err(failed(Step::Build, "a thread was started before the jail: a bug, please report it"))?;
     let filter = row
         .seccomp
-        .map(|list| seccomp::compile(list, mismatch))
+        .zip(mismatch)
+        .map(|(list, mismatch)| seccomp::compile(list, mismatch))
         .transpose()
         .map_err(failed(Step::Build, "the filter does not compile: a bug, please report it"))?;
     let ruleset = landlock_rules::build(row, ground).map_err(failed(Step::Build, ADVICE_LANDLOCK))?;

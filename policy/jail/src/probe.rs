@@ -23,5 +23,18 @@ pub fn enter_answering(
     ground: &Ground,
     before_filter: impl FnOnce(),
 ) -> Result<Entered, EnterError> {
-    enter_with(role, ground, Mismatch::Errno, before_filter)
+    enter_with(role, ground, Some(Mismatch::Errno), before_filter)
+}
+
+/// Does what [`enter`](crate::enter()) does but for the filter: what ids, capabilities, namespaces and Landlock refuse by
+/// themselves, should the filter have a hole.
+///
+/// # Errors
+/// As [`enter`](crate::enter()).
+pub fn enter_without_filter(
+    role: Role,
+    ground: &Ground,
+    before_filter: impl FnOnce(),
+) -> Result<Entered, EnterError> {
+    enter_with(role, ground, None, before_filter)
 }
