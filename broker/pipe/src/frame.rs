@@ -47,7 +47,7 @@ pub struct Frame<'a> {
 ///
 /// # Errors
 /// [`PipeError::TooLarge`] if it is over [`limits::MESSAGE`].
-pub(crate) fn encode_head<S: Encode>(message: &S) -> Result<Vec<u8>, PipeError> {
+pub fn encode_head<S: Encode>(message: &S) -> Result<Vec<u8>, PipeError> {
     let head = bincode::encode_to_vec(message, ENCODING).map_err(|_| PipeError::TooLarge(usize::MAX))?;
     if head.len() > limits::MESSAGE { Err(PipeError::TooLarge(head.len())) } else { Ok(head) }
 }

@@ -14,7 +14,7 @@ mod nonblocking;
 
 pub use bincode::{Decode, Encode};
 pub use blocking::Pipe;
-pub use frame::{Assembler, FRAME_MAX, Frame, HEADER, Received, decode_head};
+pub use frame::{Assembler, FRAME_MAX, Frame, HEADER, Received, decode_head, encode_head};
 #[cfg(feature = "tokio")]
 pub use nonblocking::{Receiver, Sender, split, watch};
 
