@@ -39,15 +39,33 @@ impl Agent {
             policy.to_owned()
         };
         let configuration = format!(
-            "policy = \"{policy}\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"{0}/sock\"\n\
-             dialects = [{1}]\n\n[state]\ndirectory = \"{0}/state\"\n\n[audit]\nsink = \"file\"\npath = \"{0}/audit.log\"\n",
-            path.display(),
+            "policy = \"{policy}\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\
+             dialects = [{}]\n\n[state]\ndirectory = \"DIR/state\"\n\n[audit]\nsink = \"file\"\npath = \"DIR/audit.log\"\n",
             dialects.join(", "),
         );
-        std::fs::write(path.join("portreeve.toml"), configuration).expect("the directory is ours");
-        let mut command = Command::new(programs::program("portreeve"));
-        command.args(["run", "--config"]).arg(path.join("portreeve.toml"));
+        Self::configured(directory, &configuration)
+    }
+
+    /// Starts `portreeve run` with a configuration, in which `DIR` is the private directory. A channel must listen at
+    /// `DIR/sock`.
+    ///
+    /// # Panics
+    /// If it does not listen in time.
+    pub fn configured(directory: tempfile::TempDir, configuration: &str) -> Self {
+        let command = run(programs::program("portreeve"), directory.path(), configuration);
         Self::start(command, directory)
+    }
+
+    /// Starts the agent once more in the directory of one that has ended, with its configuration.
+    ///
+    /// # Panics
+    /// If it does not listen in time, or the other one still runs.
+    pub fn start_again(&mut self) {
+        assert!(!is_alive(self.pid()), "it still runs");
+        let mut command = Command::new(programs::program("portreeve"));
+        command.args(["run", "--config"]).arg(self.path("portreeve.toml"));
+        self.child = spawn(&mut command, self.directory.path(), Stdio::null());
+        self.wait_until_it_listens();
     }
 
     /// Starts portreeve under the name of qemu-ga, as the original's own unit test starts it.
@@ -79,20 +97,42 @@ impl Agent {
     ///
     /// # Panics
     /// If it does not listen in time.
-    pub fn start(mut command: Command, directory: tempfile::TempDir) -> Self {
-        let log = std::fs::File::create(directory.path().join("stderr")).expect("the directory is ours");
-        command.current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().expect("the agent can be executed");
+    pub fn start(command: Command, directory: tempfile::TempDir) -> Self {
+        let mut agent = Self::start_only(command, directory);
+        agent.wait_until_it_listens();
+        agent
+    }
+
+    /// Starts `command` and does not wait for anything.
+    ///
+    /// # Panics
+    /// If it cannot be executed.
+    pub fn start_only(command: Command, directory: tempfile::TempDir) -> Self {
+        Self::start_with(command, directory, Stdio::null())
+    }
+
+    /// As [`Self::start_only`], with something on standard input.
+    ///
+    /// # Panics
+    /// If it cannot be executed.
+    pub fn start_with(mut command: Command, directory: tempfile::TempDir, input: Stdio) -> Self {
+        let child = spawn(&mut command, directory.path(), input);
         let socket = directory.path().join("sock");
-        let mut agent = Agent { child, directory, socket };
+        Agent { child, directory, socket }
+    }
+
+    /// Waits until somebody can connect.
+    ///
+    /// # Panics
+    /// If nobody can in time, or it ends.
+    pub fn wait_until_it_listens(&mut self) {
         let begin = Instant::now();
-        while UnixStream::connect(&agent.socket).is_err() {
-            let ended = agent.child.try_wait().expect("it is our child");
-            assert!(ended.is_none(), "the agent ended with {ended:?}:\n{}", agent.log());
-            assert!(begin.elapsed() < PATIENCE, "the agent does not listen:\n{}", agent.log());
+        while UnixStream::connect(&self.socket).is_err() {
+            let ended = self.child.try_wait().expect("it is our child");
+            assert!(ended.is_none(), "the agent ended with {ended:?}:\n{}", self.log());
+            assert!(begin.elapsed() < PATIENCE, "the agent does not listen:\n{}", self.log());
             sleep(Duration::from_millis(2));
         }
-        agent
     }
 
     /// Connects as a host does.
@@ -152,13 +192,34 @@ impl Agent {
         found.unwrap_or_else(|| panic!("no {name} among {processes:?}:\n{}", self.log())).1
     }
 
+    /// The process id of the process that was started in the place of `pid`, which has this name: waits for it.
+    ///
+    /// # Panics
+    /// If no other one comes.
+    pub fn successor(&self, name: &str, pid: u32) -> u32 {
+        let mut found = None;
+        wait_until(|| {
+            found = self.processes().into_iter().find(|(known, other)| known == name && *other != pid);
+            found.is_some()
+        });
+        found.unwrap_or_else(|| panic!("no {name} after {pid}:\n{}", self.log())).1
+    }
+
     /// Ends it as an init system does and waits; returns how it ended and how long that took.
     ///
     /// # Panics
     /// If it does not end.
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
-        let begin = Instant::now();
         signal(self.pid(), "TERM");
+        self.wait()
+    }
+
+    /// Waits for its end; returns how it ended and how long that took.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn wait(&mut self) -> (ExitStatus, Duration) {
+        let begin = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it is our child") {
                 return (status, begin.elapsed());
@@ -183,8 +244,32 @@ impl Drop for Agent {
     }
 }
 
+/// `portreeve run` with a configuration, which is written into `directory`; `DIR` in it is the directory.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn run(portreeve: PathBuf, directory: &Path, configuration: &str) -> Command {
+    let file = directory.join("portreeve.toml");
+    let configuration = configuration.replace("DIR", text(directory));
+    std::fs::write(&file, configuration).expect("the directory is ours");
+    let mut command = Command::new(portreeve);
+    command.args(["run", "--config"]).arg(file);
+    command
+}
+
+/// In the directory, with its log in a file there.
+fn spawn(command: &mut Command, directory: &Path, input: Stdio) -> Child {
+    let mut log = std::fs::OpenOptions::new();
+    let log = log.append(true).create(true).open(directory.join("stderr")).expect("the directory is ours");
+    command.current_dir(directory).stdin(input).stdout(Stdio::null()).stderr(log);
+    command.spawn().expect("the agent can be executed")
+}
+
 /// A directory that is ours alone; other users may pass, since workers are other users.
-fn private_directory() -> tempfile::TempDir {
+///
+/// # Panics
+/// If it cannot be made.
+pub fn private_directory() -> tempfile::TempDir {
     let directory = tempfile::Builder::new()
         .prefix("portreeve-")
         .tempdir()
@@ -239,6 +324,12 @@ pub struct Host {
     /// For what a test does beyond lines.
     pub stream: UnixStream,
     received: Vec<u8>,
+}
+
+impl From<UnixStream> for Host {
+    fn from(stream: UnixStream) -> Self {
+        Host { stream, received: Vec::new() }
+    }
 }
 
 impl Host {

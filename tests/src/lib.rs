@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod golden;
+pub mod processes;
 pub mod programs;
 pub mod sandbox;
 pub mod transcript;
