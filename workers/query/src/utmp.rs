@@ -8,7 +8,7 @@ use rustix::io::Result;
 
 use crate::root::Root;
 
-/// Both names of it; on most systems `/var/run` is `/run`.
+/// As in glibc's `paths.h`; on most systems `/var/run` leads to `/run`.
 const FILE: &str = "/var/run/utmp";
 
 // Where things are depends on the architecture: times have 4 bytes each on x86_64, 8 on aarch64.
