@@ -105,6 +105,7 @@ fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn ids_out_of_range_are_refused_instead_of_cut() {
@@ -126,5 +127,17 @@ mod tests {
         assert_eq!(shown("a"), ["a"]);
         assert_eq!(shown("/"), ["/"]);
         assert_eq!(shown(""), [""]);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_grow_to_the_whole_path(path in "[a./]{0,12}") {
+            let parts: Vec<&[u8]> = parts(path.as_bytes()).collect();
+            prop_assert!(parts.iter().all(|part| path.as_bytes().starts_with(part)));
+            prop_assert!(parts.windows(2).all(|pair| pair[0].len() < pair[1].len()));
+            prop_assert_eq!(parts.last().copied(), Some(path.as_bytes()));
+            let names = path.split('/').filter(|name| !name.is_empty()).count();
+            prop_assert_eq!(parts.len(), names.max(1));
+        }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) fn read(files: &Files, call: &Call<'_>) -> Result<PhoenixReadDone, Fa
     output.resize(READ, 0);
     let result = match &*lock(&file) {
         OpenFile::Plain(plain) => plain
-            .read(&mut output, &files.waiting, Deadline::after(call.deadline_ms))
+            .read(&mut output, &files.waiting, Deadline::before(call.deadline_ms))
             .map_err(|errno| path_error("read", plain.path(), errno)),
         OpenFile::Stream(_) => Err(unknown()),
     };
@@ -87,7 +87,7 @@ pub(crate) fn write(files: &Files, request: &PhoenixWrite, call: &Call<'_>) -> R
     let file = find(files, call)?;
     let result = match &*lock(&file) {
         OpenFile::Plain(plain) => plain
-            .write(call.payload, &files.waiting, Deadline::after(call.deadline_ms))
+            .write(call.payload, &files.waiting, Deadline::before(call.deadline_ms))
             .map_err(|errno| path_error("write", plain.path(), errno)),
         OpenFile::Stream(_) => Err(unknown()),
     };
@@ -100,7 +100,7 @@ pub(crate) fn write(files: &Files, request: &PhoenixWrite, call: &Call<'_>) -> R
 }
 
 pub(crate) fn md5_sum(files: &Files, request: &OfPath, call: &Call<'_>) -> Result<String, Failed> {
-    let deadline = Deadline::after(call.deadline_ms);
+    let deadline = Deadline::before(call.deadline_ms);
     let opened = files
         .paths
         .open(&request.path.0, OFlag::O_RDONLY)
@@ -238,11 +238,26 @@ pub(crate) fn path_error(operation: &str, path: &Text, errno: Errno) -> Failed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_name_is_the_last_part_of_the_path_as_typed() {
         let names = ["/srv/h2/a.txt", "/srv/h2/", "/", "//", ".", "/srv/..", "a", "a//", ""]
             .map(|path| String::from_utf8_lossy(base_name(path.as_bytes())).into_owned());
         assert_eq!(names, ["a.txt", "h2", "/", "/", ".", "..", "a", "a", ""]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_is_the_end_of_its_path_and_has_no_slash(path in "[a./]{0,12}") {
+            let name = base_name(path.as_bytes());
+            let trimmed = path.trim_end_matches('/');
+            if trimmed.is_empty() {
+                prop_assert_eq!(name, if path.is_empty() { b"" } else { b"/".as_slice() });
+            } else {
+                prop_assert!(!name.contains(&b'/') && !name.is_empty());
+                prop_assert!(trimmed.as_bytes().ends_with(name));
+            }
+        }
     }
 }

@@ -19,9 +19,11 @@ use crate::paths::Kind;
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// In so many milliseconds from now; never if 0.
-    pub(crate) fn after(milliseconds: u32) -> Self {
-        let wait = Duration::from_millis(milliseconds.into());
+    /// A little before so many milliseconds have gone, so that the answer is still taken: what was read from a FIFO
+    /// for an answer that nobody takes is lost. Never if 0.
+    pub(crate) fn before(milliseconds: u32) -> Self {
+        let early = (milliseconds / 8).min(250);
+        let wait = Duration::from_millis(milliseconds.saturating_sub(early).into());
         Deadline((milliseconds > 0).then(|| Instant::now().checked_add(wait)).flatten())
     }
 
@@ -169,25 +171,35 @@ mod tests {
         });
         let waiting = Waiting::new(1);
         let mut into = [0; 10];
-        assert_eq!(plain.read(&mut into, &waiting, Deadline::after(10_000)), Ok(4));
+        assert_eq!(plain.read(&mut into, &waiting, Deadline::before(10_000)), Ok(4));
         writes.join().unwrap();
-        assert_eq!(plain.read(&mut into, &waiting, Deadline::after(10_000)), Ok(0));
+        assert_eq!(plain.read(&mut into, &waiting, Deadline::before(10_000)), Ok(0));
         assert_eq!(waiting.free.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_wait_ends_early_enough_for_its_answer() {
+        let now = Instant::now();
+        let end =
+            |milliseconds| Deadline::before(milliseconds).0.map(|end| end.duration_since(now).as_millis());
+        assert!(end(30_000).is_some_and(|end| (29_750..30_000).contains(&end)));
+        assert!(end(800).is_some_and(|end| (700..800).contains(&end)));
+        assert_eq!(end(0), None);
     }
 
     #[test]
     fn nothing_until_the_deadline_is_try_again() {
         let (plain, _writer) = pipe();
         let begun = Instant::now();
-        let result = plain.read(&mut [0; 10], &Waiting::new(1), Deadline::after(60));
+        let result = plain.read(&mut [0; 10], &Waiting::new(1), Deadline::before(80));
         assert_eq!(result, Err(Errno::EAGAIN));
-        assert!(begun.elapsed() >= Duration::from_millis(60));
+        assert!(begun.elapsed() >= Duration::from_millis(70));
     }
 
     #[test]
     fn who_finds_no_free_thread_to_wait_on_does_not_wait() {
         let (plain, _writer) = pipe();
-        let result = plain.read(&mut [0; 10], &Waiting::new(0), Deadline::after(0));
+        let result = plain.read(&mut [0; 10], &Waiting::new(0), Deadline::before(0));
         assert_eq!(result, Err(Errno::EAGAIN));
     }
 
@@ -197,7 +209,7 @@ mod tests {
         fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
         let sink = std::thread::spawn(move || std::io::read_to_string(reader).unwrap().len());
         let plain = Plain::new(OwnedFd::from(writer), Kind::Fifo, Text::from("/fifo"));
-        plain.write(&[b'x'; 300_000], &Waiting::new(1), Deadline::after(10_000)).unwrap();
+        plain.write(&[b'x'; 300_000], &Waiting::new(1), Deadline::before(10_000)).unwrap();
         drop(plain);
         assert_eq!(sink.join().unwrap(), 300_000);
     }
