@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use proto::file::{self, Reply, Request};
 use proto::message::{Detail, Job};
-use proto::{Dialect, Failed, Privilege, limits};
+use proto::{Dialect, Failed, Privilege, Text, limits};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 
@@ -151,8 +151,48 @@ impl Files {
     }
 }
 
+/// The path that a request names, and the operation as Phoenix calls it.
+fn path_named(request: &Request) -> Option<(&Text, &'static str)> {
+    match request {
+        Request::Open(open) => Some((&open.path, "open")),
+        Request::PhoenixOpen(open) => Some((&open.path, "open")),
+        Request::Md5Sum(of) => Some((&of.path, "open")),
+        Request::Chown(chown) => Some((&chown.path, "chown")),
+        Request::Chmod(chmod) => Some((&chmod.path, "chmod")),
+        Request::Stat(of) => Some((&of.path, "lstat")),
+        Request::CreateDirectory(create) => Some((&create.path, "mkdir")),
+        Request::ListDirectory(list) => Some((&list.path, "open")),
+        Request::Close(_)
+        | Request::Read(_)
+        | Request::Write(_)
+        | Request::Seek(_)
+        | Request::Flush(_)
+        | Request::PhoenixClose(_)
+        | Request::PhoenixRead(_)
+        | Request::PhoenixWrite(_) => None,
+    }
+}
+
+/// What the worker would say if it came to it; a path is shown up to its limit.
+fn refused(request: &Request, errno: nix::errno::Errno) -> Failed {
+    let (path, operation) = path_named(request).map_or((String::new(), ""), |(path, operation)| {
+        (String::from_utf8_lossy(path.0.get(..limits::PATH).unwrap_or(&path.0)).into_owned(), operation)
+    });
+    match request {
+        Request::Open(open) => {
+            let mode = open.mode.as_deref().unwrap_or("r");
+            Failed::system(format!("failed to open file '{path}' (mode: '{mode}')"), errno as i32)
+        }
+        _ => Failed::go_path(operation, path, errno as i32),
+    }
+}
+
 /// Carries out a request of the file privilege.
 pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -> Result<Work, Failed> {
+    // A job must fit into one frame, and the kernel would say the same.
+    if path_named(&request).is_some_and(|(path, _)| path.0.len() > limits::PATH) {
+        return Err(refused(&request, nix::errno::Errno::ENAMETOOLONG));
+    }
     let find = |dialect, number| broker.files.borrow_mut().find(dialect, number);
     match request {
         Request::Open(_) | Request::PhoenixOpen(_) => open(broker, ask, request).await,
@@ -163,7 +203,7 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
         Request::Write(write) => {
             let file = find(Dialect::Qga, write.handle)?;
             let total = write.count.unwrap_or(i64::MAX);
-            let written = file.write(ask, write.buf_b64.length, |_| Request::Write(write.clone())).await?;
+            let written = file.write(ask, write.buf_b64.length, || Request::Write(write.clone())).await?;
             // What the worker refuses has not come this far, so this is what was asked for.
             let count = i64::try_from(written).unwrap_or(total);
             Ok(Work {
@@ -262,7 +302,7 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
             files.open.retain(|_, file| !file.instance.has_ended());
         }
         if files.open.len() >= limits::OPEN_FILES {
-            return Err(Failed::system(format!("failed to open file '{path}'"), 24)); // EMFILE
+            return Err(refused(&request, nix::errno::Errno::EMFILE));
         }
         match dialect {
             Dialect::Qga => {
@@ -345,7 +385,7 @@ impl OpenFile {
         self: &Rc<Self>,
         ask: &Ask,
         length: u64,
-        request: impl Fn(bool) -> Request,
+        request: impl Fn() -> Request,
     ) -> Result<u64, Failed> {
         let mut position = self.position.lock().await;
         position.ahead = None;
@@ -361,7 +401,7 @@ impl OpenFile {
                 position: position.known.filter(|_| std::mem::take(&mut position.behind)),
                 ..Detail::default()
             };
-            let result = self.run(ask, request(next >= length), detail, &piece).await;
+            let result = self.run(ask, request(), detail, &piece).await;
             let count = match result {
                 Ok((Reply::Write(done), _)) => u64::try_from(done.count).unwrap_or_default(),
                 Ok(_) => size(&piece),
