@@ -1,1 +1,34 @@
-//! To be written.
+//! The process that faces the host: bytes to typed requests and back, in both dialects.
+//!
+//! Runs in `portreeve-frontend`, one for each channel. It trusts nothing that comes from the channel, and of the
+//! broker's messages only their shape. It decides nothing, opens nothing, knows no file; what is permitted it
+//! hears from the broker, which decides again. A fault in here gives an attacker what the host has anyway: the
+//! right to ask.
+//!
+//! ```text
+//!  channel ──bytes──► reader (qga or phoenix) ──value──► session ──Request──► broker
+//!     ▲                                                    │  ▲                  │
+//!     └───────────────── output ◄──replies, in order───────┘  └─ pieces, Answer ─┘
+//! ```
+//!
+//! [`Session`] is a value without I/O: bytes, messages and the time go in, bytes and messages come out. Tests and
+//! fuzz targets drive it. [`serve`] connects it with the channel and the broker's socket.
+#![forbid(unsafe_code)]
+
+pub mod channel;
+mod output;
+mod payload;
+pub mod phoenix;
+pub mod qga;
+mod scan;
+pub mod serve;
+pub mod session;
+pub mod value;
+
+pub use payload::{BadBase64, Rules, Upload};
+pub use session::{BrokerFault, Outgoing, Session, TooLarge};
+
+/// Finds out what this processor can do; to be called before the filter, in case that takes a system call.
+pub fn warm_up() {
+    let _ = payload::engine();
+}

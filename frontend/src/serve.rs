@@ -1,0 +1,358 @@
+//! Connects a [`Session`] with the channel and the broker, and waits for all three of channel, broker and clock.
+//!
+//! Runs in the frontend inside of its jail. One thread; nothing in it waits for one thing only.
+//!
+//! ```text
+//!  listening:  no client ──accept──► open ──end of file──► half closed ──all answered──► no client
+//!                                     └──hung up──► deaf (replies dropped) ──end of file──► no client
+//!  virtio:     no host ◄──end of file, edge──► open           isa: end of file ends the process
+//! ```
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use pipe::{PipeError, Receiver, Sender};
+use proto::message::{FromFrontend, Hello, ToFrontend, Welcome};
+use proto::settings::{ChannelSettings, Method};
+
+use crate::channel::{Channel, Client, Device, Listener, Moved, Wake};
+use crate::session::{BrokerFault, Outgoing, Session, TooLarge};
+
+/// The exit status that asks the spawner to open the channel anew.
+pub const CHANNEL_GONE: i32 = 10;
+/// What is read at once.
+const READ: usize = 64 * 1024;
+/// Bytes queued for the broker from which on no request is added.
+const CONGESTED: usize = 1 << 20;
+/// How long the last replies may take to be written when the agent ends.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Why serving ended without being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Programs of two builds were mixed.
+    #[error("the broker is of build {0}, this is {own}: reinstall, all programs together", own = proto::BUILD_ID)]
+    Build(String),
+    /// The broker broke the protocol.
+    #[error(transparent)]
+    Broker(#[from] BrokerFault),
+    /// So did its messages.
+    #[error(transparent)]
+    Pipe(#[from] PipeError),
+    /// The channel is not what the settings say.
+    #[error("channel {0}: its descriptor does not fit the method {1}")]
+    Method(String, &'static str),
+    /// The channel is gone for good, or until it is opened anew.
+    #[error("channel {0}: {1}")]
+    Channel(String, io::Error),
+}
+
+impl ServeError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> i32 {
+        match self {
+            ServeError::Channel(..) => CHANNEL_GONE,
+            _ => 1,
+        }
+    }
+}
+
+/// Messages for the broker.
+struct ToBroker<'a>(&'a Sender<FromFrontend>);
+
+impl Outgoing for ToBroker<'_> {
+    fn send(&mut self, id: u64, message: &FromFrontend, payload: &[u8]) -> Result<(), TooLarge> {
+        match self.0.send(id, 0, message, payload) {
+            Err(PipeError::TooLarge(_)) => Err(TooLarge),
+            // A broker that has gone shows at the receiving side.
+            _ => Ok(()),
+        }
+    }
+
+    fn is_congested(&self) -> bool {
+        self.0.queued() > CONGESTED
+    }
+}
+
+/// Serves the channel until the broker goes.
+///
+/// `confinement` is what this process's jail enforces, for the broker's log.
+///
+/// # Errors
+/// [`ServeError`]; its exit status is the process's.
+pub async fn serve(
+    channel: Channel,
+    sender: Sender<FromFrontend>,
+    mut receiver: Receiver<ToFrontend>,
+    confinement: Vec<(String, String)>,
+) -> Result<(), ServeError> {
+    let hello = Hello { build_id: proto::BUILD_ID.to_owned(), role: "frontend".to_owned(), confinement };
+    sender.send(0, 0, &FromFrontend::Hello(hello), &[])?;
+    let Some(welcome) = welcome(&mut receiver).await? else { return Ok(()) };
+    let settings = &welcome.channel;
+    if matches!(channel, Channel::Listener(_)) != settings.method.listens() {
+        return Err(ServeError::Method(settings.name.clone(), settings.method.name()));
+    }
+    let mut serving = Serving {
+        session: Session::new(&welcome),
+        sender,
+        settings: settings.clone(),
+        link: Link::None,
+        is_deaf: false,
+        is_ended: false,
+        has_spoken: false,
+        buffer: vec![0; READ].into(),
+        unread: 0..0,
+        is_blocked: false,
+    };
+    let outcome = match channel {
+        Channel::Device(device) => {
+            serving.link = Link::Device(device);
+            serving.run(None, &mut receiver).await
+        }
+        Channel::Listener(listener) => serving.run(Some(&listener), &mut receiver).await,
+    };
+    if outcome.is_ok() {
+        // `agent-shutdown`: the answer comes before the end.
+        let _ = tokio::time::timeout(LAST_WORDS, serving.last_words()).await;
+    }
+    outcome
+}
+
+/// Waits for the broker's greeting; nothing if the broker goes before.
+async fn welcome(receiver: &mut Receiver<ToFrontend>) -> Result<Option<Welcome>, ServeError> {
+    let mut greeted = false;
+    loop {
+        let Some(received) = receiver.receive().await? else { return Ok(None) };
+        match received.message {
+            ToFrontend::Hello(hello) if hello.build_id != proto::BUILD_ID => {
+                return Err(ServeError::Build(hello.build_id));
+            }
+            ToFrontend::Hello(_) if !greeted => greeted = true,
+            ToFrontend::Welcome(welcome) if greeted => return Ok(Some(welcome)),
+            _ => return Err(BrokerFault("no greeting").into()),
+        }
+    }
+}
+
+/// Who is served.
+enum Link {
+    None,
+    Client(Client),
+    Device(Device),
+}
+
+struct Serving {
+    session: Session,
+    sender: Sender<FromFrontend>,
+    settings: ChannelSettings,
+    link: Link,
+    /// The client is gone: what it still sent is read, nothing is written.
+    is_deaf: bool,
+    /// The client will send no more.
+    is_ended: bool,
+    /// Something has come since the last end of file.
+    has_spoken: bool,
+    buffer: Box<[u8]>,
+    /// What was read and not taken by the session yet.
+    unread: std::ops::Range<usize>,
+    /// Writing has to wait for room.
+    is_blocked: bool,
+}
+
+/// What happened.
+enum Event {
+    Client(io::Result<Client>),
+    Link(io::Result<Wake>),
+    Broker,
+    Flushed,
+    Time,
+}
+
+impl Serving {
+    async fn run(
+        &mut self,
+        listener: Option<&Listener>,
+        receiver: &mut Receiver<ToFrontend>,
+    ) -> Result<(), ServeError> {
+        loop {
+            self.feed();
+            self.write()?;
+            if self.is_ended && self.unread.is_empty() && (self.is_deaf || self.session.is_idle()) {
+                self.leave();
+            }
+            if !self.unread.is_empty() && self.session.wants_input() {
+                continue;
+            }
+            let wants_input = self.unread.is_empty() && !self.is_ended && self.session.wants_input();
+            let deadline = self.session.deadline();
+            let event = tokio::select! {
+                biased;
+                received = receiver.receive() => {
+                    let Some(received) = received? else { return Ok(()) };
+                    let mut broker = ToBroker(&self.sender);
+                    let now = Instant::now();
+                    self.session.from_broker(received.id, received.message, received.payload, now, &mut broker)?;
+                    Event::Broker
+                }
+                flushed = self.sender.flush(), if self.sender.queued() > 0 => {
+                    // A broker that has gone is found out by receiving.
+                    let _ = flushed;
+                    Event::Flushed
+                }
+                event = self.link.next(listener, self.settings.peer_cid, wants_input, self.is_blocked, self.is_deaf) => event,
+                () = sleep_until(deadline), if deadline.is_some() => Event::Time,
+            };
+            match event {
+                Event::Broker => {
+                    if !self.take_messages(receiver).await? {
+                        return Ok(());
+                    }
+                }
+                Event::Client(client) => self.link = Link::Client(client.map_err(|error| self.gone(error))?),
+                Event::Link(wake) => match wake.map_err(|error| self.gone(error))? {
+                    Wake::Readable => self.read().await?,
+                    Wake::Writable => self.is_blocked = false,
+                    Wake::HungUp => self.is_deaf = true,
+                },
+                Event::Flushed | Event::Time => {
+                    self.session.tick(Instant::now(), &mut ToBroker(&self.sender))
+                }
+            }
+        }
+    }
+
+    /// Takes all messages that are there, so that what follows from them is written at once. False when the broker has gone.
+    async fn take_messages(&mut self, receiver: &mut Receiver<ToFrontend>) -> Result<bool, ServeError> {
+        while self.session.output().len() < READ {
+            let received = tokio::select! {
+                biased;
+                received = receiver.receive() => received?,
+                () = std::future::ready(()) => return Ok(true),
+            };
+            let Some(received) = received else { return Ok(false) };
+            let mut broker = ToBroker(&self.sender);
+            let now = Instant::now();
+            self.session.from_broker(received.id, received.message, received.payload, now, &mut broker)?;
+        }
+        Ok(true)
+    }
+
+    /// Gives the session what was read, as far as it takes it.
+    fn feed(&mut self) {
+        let bytes = self.buffer.get(self.unread.clone()).unwrap_or_default();
+        if !bytes.is_empty() {
+            self.unread.start += self.session.input(bytes, Instant::now(), &mut ToBroker(&self.sender));
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), ServeError> {
+        let moved = match &mut self.link {
+            Link::None => return Ok(()),
+            Link::Client(client) => client.read(&mut self.buffer).await.unwrap_or(Moved::Gone(Errno::EBADF)),
+            Link::Device(device) => device.read(&mut self.buffer),
+        };
+        let is_client = matches!(self.link, Link::Client(_));
+        match moved {
+            Moved::Bytes(count) => {
+                self.unread = 0..count;
+                self.has_spoken = true;
+            }
+            Moved::Blocked => {}
+            Moved::Ended if is_client => self.is_ended = true,
+            Moved::Gone(_) if is_client => (self.is_ended, self.is_deaf) = (true, true),
+            // No host is connected any more; what it left unfinished is not the next one's.
+            Moved::Ended if self.settings.method == Method::VirtioSerial => {
+                if self.has_spoken || self.is_deaf {
+                    self.leave();
+                }
+            }
+            Moved::Ended => return Err(self.gone(io::ErrorKind::UnexpectedEof.into())),
+            Moved::Gone(errno) => return Err(self.gone(errno.into())),
+        }
+        Ok(())
+    }
+
+    /// Writes what there is room for.
+    fn write(&mut self) -> Result<(), ServeError> {
+        while !self.is_blocked && !self.session.output().is_empty() {
+            let output = self.session.output();
+            let moved = match &self.link {
+                _ if self.is_deaf => Moved::Bytes(output.len()),
+                Link::None => Moved::Bytes(output.len()),
+                Link::Client(client) => client.write(output),
+                Link::Device(device) => device.write(output),
+            };
+            match moved {
+                Moved::Bytes(count) => {
+                    self.session.sent(count, Instant::now(), &mut ToBroker(&self.sender));
+                }
+                Moved::Blocked | Moved::Ended => self.is_blocked = true,
+                Moved::Gone(_) if matches!(self.link, Link::Client(_)) => self.is_deaf = true,
+                Moved::Gone(errno) => return Err(self.gone(errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The client or host has gone, or has all it asked for.
+    fn leave(&mut self) {
+        self.session.leave(Instant::now(), &mut ToBroker(&self.sender));
+        if matches!(self.link, Link::Client(_)) {
+            self.link = Link::None;
+        }
+        self.unread = 0..0;
+        (self.is_deaf, self.is_ended, self.is_blocked, self.has_spoken) = (false, false, false, false);
+    }
+
+    /// Writes what is left.
+    async fn last_words(&mut self) {
+        while !self.session.output().is_empty() {
+            if self.write().is_err() || self.session.output().is_empty() {
+                return;
+            }
+            if !matches!(
+                self.link.next(None, None, false, true, self.is_deaf).await,
+                Event::Link(Ok(Wake::Writable))
+            ) {
+                return;
+            }
+            self.is_blocked = false;
+        }
+    }
+
+    fn gone(&self, error: io::Error) -> ServeError {
+        ServeError::Channel(self.settings.name.clone(), error)
+    }
+}
+
+impl Link {
+    /// Waits for something to do: a client, if there is none; else bytes, if `read`, room, if `write`, the end.
+    async fn next(
+        &mut self,
+        listener: Option<&Listener>,
+        peer_cid: Option<u32>,
+        read: bool,
+        write: bool,
+        is_deaf: bool,
+    ) -> Event {
+        match self {
+            // That it has gone is known.
+            _ if is_deaf && !read => std::future::pending().await,
+            Link::None => match listener {
+                Some(listener) => Event::Client(listener.accept(peer_cid).await),
+                None => std::future::pending().await,
+            },
+            Link::Client(client) => Event::Link(client.wake(read, write).await),
+            Link::Device(device) => Event::Link(device.wake(read, write).await),
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,121 @@
+//! What may be served, and the answers that are ready before they are asked for.
+//!
+//! Runs in the frontend. Made from what the broker says at the start and after each reload. Without a verdict a
+//! command is refused. The broker decides again on everything that reaches it.
+
+use std::collections::HashMap;
+
+use proto::agent::{CommandInfo, Info};
+use proto::message::Welcome;
+use proto::{Command, CommandId, Dialect};
+
+use crate::{phoenix, qga};
+
+/// Commands that are answered in front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Front {
+    SyncDelimited,
+    Sync,
+    Ping,
+    Info,
+    PhoenixPing,
+    Commands,
+}
+
+impl Front {
+    fn of(command: &Command) -> Option<Self> {
+        Some(match (command.dialect, command.name()) {
+            (Dialect::Qga, "guest-sync-delimited") => Front::SyncDelimited,
+            (Dialect::Qga, "guest-sync") => Front::Sync,
+            (Dialect::Qga, "guest-ping") => Front::Ping,
+            (Dialect::Qga, "guest-info") => Front::Info,
+            (Dialect::Phoenix, "ping") => Front::PhoenixPing,
+            (Dialect::Phoenix, "get-commands") => Front::Commands,
+            _ => return None,
+        })
+    }
+}
+
+/// A command of the channel's dialects.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    pub(super) name: &'static str,
+    pub(super) id: CommandId,
+    pub(super) permitted: bool,
+    /// Answered in front, if permitted.
+    pub(super) front: Option<Front>,
+}
+
+/// All of them.
+pub(super) struct Verdicts {
+    qga: HashMap<&'static [u8], Known>,
+    phoenix: HashMap<&'static [u8], Known>,
+    /// What `guest-info` returns.
+    pub(super) info: Vec<u8>,
+    /// What Phoenix's `ping` returns.
+    pub(super) version: Vec<u8>,
+    /// What `get-commands` returns.
+    pub(super) commands: Vec<u8>,
+}
+
+impl Verdicts {
+    pub(super) fn of(welcome: &Welcome) -> Self {
+        let verdicts: HashMap<CommandId, bool> = welcome.verdicts.iter().copied().collect();
+        let (mut qga, mut phoenix) = (HashMap::new(), HashMap::new());
+        for command in proto::commands() {
+            let id = command.id();
+            let permitted = verdicts.get(&id).copied().unwrap_or(false);
+            let front = Front::of(command).filter(|_| permitted);
+            let table = match command.dialect {
+                Dialect::Qga => &mut qga,
+                Dialect::Phoenix => &mut phoenix,
+            };
+            for &name in command.names {
+                table.insert(name.as_bytes(), Known { name, id, permitted, front });
+            }
+        }
+        let version = |dialect| {
+            let found = welcome.versions.iter().find(|(of, _)| *of == dialect);
+            found.map_or("", |(_, version)| version.as_str())
+        };
+        let permitted = |command: &'static Command| verdicts.get(&command.id()).copied().unwrap_or(false);
+        let mut info = Vec::new();
+        qga::encoding::typed(&qga_info(version(Dialect::Qga), permitted), &mut info);
+        let (mut ping, mut commands) = (Vec::new(), Vec::new());
+        phoenix::encoding::typed(&version(Dialect::Phoenix), &mut ping);
+        phoenix::encoding::typed(&phoenix_commands(permitted), &mut commands);
+        Verdicts { qga, phoenix, info, version: ping, commands }
+    }
+
+    pub(super) fn find(&self, dialect: Dialect, name: &[u8]) -> Option<Known> {
+        let table = match dialect {
+            Dialect::Qga => &self.qga,
+            Dialect::Phoenix => &self.phoenix,
+        };
+        table.get(name).copied()
+    }
+}
+
+/// qemu-ga lists its commands in the reverse order of their registration, refused ones, too.
+fn qga_info(version: &str, permitted: impl Fn(&'static Command) -> bool) -> Info {
+    let mut supported_commands: Vec<CommandInfo> = proto::commands()
+        .filter(|command| command.dialect == Dialect::Qga)
+        .map(|command| CommandInfo {
+            name: command.name().to_owned(),
+            enabled: permitted(command),
+            success_response: true,
+        })
+        .collect();
+    supported_commands.reverse();
+    Info { version: version.to_owned(), supported_commands }
+}
+
+/// Phoenix has no way to list a command as refused: what is listed can be called.
+fn phoenix_commands(permitted: impl Fn(&'static Command) -> bool) -> Vec<&'static str> {
+    const FIRST: [&str; 3] = ["get-commands", "agent-shutdown", "ping"];
+    let listed =
+        proto::commands().filter(|command| command.dialect == Dialect::Phoenix && permitted(command));
+    let mut names: Vec<&str> = listed.flat_map(|command| command.names).copied().collect();
+    names.sort_by_key(|name| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+    names
+}
