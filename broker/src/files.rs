@@ -89,9 +89,8 @@ impl Files {
             Request::Read(read) => (Dialect::Qga, read.handle),
             Request::Write(write) => (Dialect::Qga, write.handle),
             Request::Seek(seek) => (Dialect::Qga, seek.handle),
-            Request::PhoenixClose(handle) | Request::PhoenixRead(handle) => {
-                (Dialect::Phoenix, handle.handle_id)
-            }
+            Request::PhoenixClose(close) => (Dialect::Phoenix, close.handle_id),
+            Request::PhoenixRead(handle) => (Dialect::Phoenix, handle.handle_id),
             Request::PhoenixWrite(write) => (Dialect::Phoenix, write.handle_id),
             Request::Open(_)
             | Request::PhoenixOpen(_)
@@ -242,11 +241,9 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
         Request::PhoenixWrite(write) => {
             let file = find(Dialect::Phoenix, write.handle_id)?;
             let length = write.bufb64.length;
+            // Every job says so; the worker closes with the last piece, or when one fails.
             let closes = write.eof;
-            let piece = |is_last| {
-                Request::PhoenixWrite(file::PhoenixWrite { eof: closes && is_last, ..write.clone() })
-            };
-            let result = file.write(ask, length, piece).await;
+            let result = file.write(ask, length, || Request::PhoenixWrite(write.clone())).await;
             if closes {
                 broker.files.borrow_mut().remove(Dialect::Phoenix, write.handle_id);
             }

@@ -26,7 +26,7 @@ commands! {
     /// Opens a file and returns a number for it.
     FileRead Phoenix "file-open" => PhoenixOpen(PhoenixOpen) -> i64;
     /// Closes it; true whatever the number.
-    FileRead Phoenix "file-close" => PhoenixClose(PhoenixHandle) -> bool;
+    FileRead Phoenix "file-close" => PhoenixClose(PhoenixClose) -> bool;
     /// Reads on, at most 4096 bytes; closes the file when there are no more.
     FileRead Phoenix "file-read" => PhoenixRead(PhoenixHandle) -> PhoenixReadDone, streams ["bufb64" true];
     /// Writes on; with `eof`, closes the file afterwards.
@@ -191,6 +191,18 @@ pub struct PhoenixHandle {
     /// From `file-open`.
     #[serde(default)]
     pub handle_id: i64,
+}
+
+/// Arguments of Phoenix's `file-close`, which is never an error: a number of a wrong type is none that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Deserialize, Serialize)]
+pub struct PhoenixClose {
+    /// From `file-open`.
+    #[serde(default, deserialize_with = "any_number")]
+    pub handle_id: i64,
+}
+
+fn any_number<'de, D: de::Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    Ok(i64::deserialize(deserializer).unwrap_or_default())
 }
 
 /// The end of Phoenix's `file-read`, after its bytes.

@@ -125,7 +125,7 @@ fn the_end_of_what_was_open_for_reading_needs_no_right_to_write() {
     let failed = worker.ask(write(1, false), handle(3), b"x").0.unwrap_err();
     assert_eq!((failed.text.as_str(), failed.errno), ("write /etc/passwd: bad file descriptor", Some(9)));
     assert_eq!(worker.ask(write(0, true), handle(3), b"").0, Ok(Reply::PhoenixWrite(true)));
-    let close = Request::PhoenixClose(file::PhoenixHandle { handle_id: 7 });
+    let close = Request::PhoenixClose(file::PhoenixClose { handle_id: 7 });
     assert_eq!(worker.ask(close, handle(3), b"").0, Ok(Reply::PhoenixClose(true)));
 }
 
@@ -421,7 +421,7 @@ fn handles_of_the_other_dialect_are_unknown() {
     let stream = Request::Open(file::Open { path: Text::from("/dev/null"), mode: None });
     worker.ask(stream, handle(4), &[]).0.unwrap();
     assert_eq!(worker.ask(read(), handle(4), &[]).0.unwrap_err().text, "Incorrect handle id");
-    let close = Request::PhoenixClose(file::PhoenixHandle { handle_id: 7 });
+    let close = Request::PhoenixClose(file::PhoenixClose { handle_id: 7 });
     assert_eq!(worker.ask(close, handle(4), &[]).0, Ok(Reply::PhoenixClose(true)));
     assert!(worker.ask(Request::Flush(file::OfHandle { handle: 7 }), handle(4), &[]).0.is_ok());
 }
