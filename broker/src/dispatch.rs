@@ -97,10 +97,11 @@ async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Resul
     }
 }
 
-/// The frontend answers these in front; one that comes this far is answered all the same, from here.
+/// What is about the agent itself and not answered in front.
 fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Result<Work, Failed> {
     let reply = match request {
-        agent::Request::Sync(sync) => agent::Reply::Sync(sync.id),
+        // No worker of this agent can freeze: it never holds anything frozen, and says so.
+        agent::Request::FsfreezeStatus(_) => agent::Reply::FsfreezeStatus(agent::FsfreezeStatus::Thawed),
         agent::Request::Shutdown(_) => {
             // Answered first, as its documentation promises; then everything ends with status 0.
             let reply = Reply::from(agent::Reply::Shutdown(true));
@@ -113,7 +114,8 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
             });
             return Ok(Work::without_bytes(reply));
         }
-        agent::Request::SyncDelimited(_)
+        agent::Request::Sync(_)
+        | agent::Request::SyncDelimited(_)
         | agent::Request::Ping(_)
         | agent::Request::Info(_)
         | agent::Request::PhoenixPing(_)
