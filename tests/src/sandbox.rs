@@ -283,6 +283,15 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// One that has ended before it was heard of.
+    ///
+    /// # Panics
+    /// If no socket can be made.
+    pub fn nobody() -> Self {
+        let (socket, _) = std::os::unix::net::UnixStream::pair().expect("makes a pair");
+        Self { socket: socket.into(), log: None, pid: 0 }
+    }
+
     fn of(received: spawner::Received) -> Self {
         let pid = match received.message {
             FromSpawner::Started { pid, .. } | FromSpawner::Frontend { pid, .. } => pid,

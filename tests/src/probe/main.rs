@@ -99,6 +99,7 @@ impl Probe {
                 "i386" => raw::i386_getpid().to_string(),
                 "escapes" => escapes::try_all(&self, rest),
                 "landlock" => landlock::try_all(&self.folder),
+                "abi" => raw::landlock_abi().to_string(),
                 "panic" => panic!("told to"),
                 "exit" => jail::exit_now(rest.parse().unwrap()),
                 other => panic!("not a command: {other}"),

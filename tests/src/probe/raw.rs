@@ -44,3 +44,10 @@ pub(crate) fn i386_getpid() -> i64 {
 pub(crate) fn i386_getpid() -> i64 {
     panic!("only x86_64 has the i386 gate")
 }
+
+/// The newest Landlock ABI that the kernel knows, 0 if none; `landlock_create_ruleset(2)`.
+pub(crate) fn landlock_abi() -> usize {
+    const VERSION: u64 = 1;
+    call(Call { number: libc::SYS_landlock_create_ruleset.cast_unsigned(), arguments: [0, 0, VERSION, 0, 0, 0] })
+        .unwrap_or(0)
+}

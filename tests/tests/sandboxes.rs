@@ -1,0 +1,523 @@
+//! Every role's sandbox, tried from inside: by a probe that the real spawner starts under the role's name and that enters the jail
+//! through the same door as the role's program; and looked at from outside, at the real programs.
+//!
+//! Needs root, filters and Landlock: without them tests are left out with a line on standard error, and fail in CI.
+//! `UPDATE_GOLDEN=1` rewrites `tests/golden`.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use jail::Role;
+use jail::seccomp::{Condition, Rule, Test};
+use tests::sandbox::{Compiler, Peer, Setup, Stage, can_be_tested};
+use tests::{golden, programs};
+
+const PROBE: &str = env!("CARGO_BIN_EXE_probe");
+
+/// All that have a filter.
+const FILTERED: [Role; 7] =
+    [Role::Broker, Role::Frontend, Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Compile];
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Every number. "Compare the reached set with the committed list: equality, not subset."
+
+#[test]
+fn the_broker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Broker);
+}
+
+#[test]
+fn the_frontend_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Frontend);
+}
+
+#[test]
+fn the_query_worker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Query);
+}
+
+#[test]
+fn the_file_worker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::File);
+}
+
+#[test]
+fn the_net_worker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Net);
+}
+
+#[test]
+fn the_netadmin_worker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::NetAdmin);
+}
+
+#[test]
+fn the_policy_compiler_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Compile);
+}
+
+fn reaches_exactly_its_list(role: Role) {
+    let Some(jailed) = Jailed::enter(role, "errno") else { return };
+    let mut tried: Vec<(i64, [u64; 6])> = Vec::new();
+    for number in (0..1024).filter(|number| !ends_or_passes(*number)) {
+        // −1 is no descriptor, no address, no length. Where it is refused, 0 is tried as well: flags without any bit. What would
+        // wait for ever with zeros (ppoll) has no conditions on arguments and so never comes to them.
+        tried.push((number, [u64::MAX; 6]));
+        if !is_listed(role, number, [u64::MAX; 6]) {
+            tried.push((number, [u64::MAX, 0, 0, 0, 0, 0]));
+        }
+    }
+    for rule in jail::probe::rules(role).iter().filter(|rule| !ends_or_passes(rule.number)) {
+        tried.push((rule.number, satisfying(rule)));
+    }
+    assert_eq!(differences(&jailed.peer, role, &tried), Vec::<String>::new());
+    golden::compare(&format!("{role}.syscalls"), &list(role));
+}
+
+#[test]
+fn each_role_can_end_itself_and_return_from_a_signal() {
+    for role in FILTERED {
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        jailed.peer.tell(&format!("calls {} 7", libc::SYS_exit_group));
+        assert_eq!(jailed.ended().and_then(|status| status.code()).unwrap_or(7), 7, "{role}");
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        // There is no frame to return to: the kernel ends who gets that far with SIGSEGV.
+        jailed.peer.tell(&format!("calls {}", libc::SYS_rt_sigreturn));
+        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSEGV), libc::SIGSEGV, "{role}");
+    }
+}
+
+#[test]
+fn only_the_file_worker_may_end_a_single_thread() {
+    for role in FILTERED.into_iter().filter(|role| *role != Role::File) {
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        assert_eq!(jailed.peer.ask(&format!("calls {} 0", libc::SYS_exit)), "EPERM", "{role}");
+    }
+}
+
+#[test]
+fn exec_has_no_filter_since_its_commands_would_inherit_it() {
+    assert!(jail::probe::rules(Role::Exec).is_empty());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Arguments. "Take the allowed value, flip one bit, add a constant, expect refusal."
+
+#[test]
+fn an_argument_that_differs_in_one_bit_from_what_a_rule_allows_is_refused() {
+    for role in FILTERED {
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        let tried: Vec<(i64, [u64; 6])> = jail::probe::rules(role).iter().flat_map(changed).collect();
+        assert!(tried.len() > 300, "{role} has conditions on arguments, but only {} changes", tried.len());
+        let refused = tried.iter().filter(|(number, given)| !is_listed(role, *number, *given)).count();
+        assert!(refused > 100, "{role}: only {refused} of {} changes are to be refused", tried.len());
+        assert_eq!(differences(&jailed.peer, role, &tried), Vec::<String>::new(), "{role}");
+    }
+}
+
+/// A rule's arguments, each bit of each one that has a condition flipped, and one more and one less.
+fn changed(rule: &Rule) -> Vec<(i64, [u64; 6])> {
+    let base = satisfying(rule);
+    let arguments: BTreeSet<u8> = rule.conditions.iter().map(|condition| condition.argument).collect();
+    let mut all = Vec::new();
+    for argument in arguments {
+        let value = base[usize::from(argument)];
+        let flipped = (0..64).map(|bit| value ^ 1 << bit);
+        for value in flipped.chain([value.wrapping_add(1), value.wrapping_sub(1)]) {
+            let mut given = base;
+            given[usize::from(argument)] = value;
+            all.push((rule.number, given));
+        }
+    }
+    all
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Death. The same jail as in production, under the spawner's filter as well.
+
+#[test]
+fn a_worker_that_makes_a_refused_call_is_killed_and_the_broker_hears_of_signal_31() {
+    if !can_be_tested() {
+        return;
+    }
+    let stage = Setup::new(PROBE).start();
+    for role in [Role::Query, Role::File, Role::Net, Role::NetAdmin] {
+        for number in samples(role, 8) {
+            let worker = stage.worker(role, 0);
+            enter(&worker, "kill");
+            worker.tell(&format!("calls {number}"));
+            assert_eq!(stage.ended(role, 0).signal(), Some(libc::SIGSYS), "{role}, call {number}");
+            assert_eq!(worker.hear(), None);
+        }
+    }
+}
+
+#[test]
+fn a_frontend_that_makes_a_refused_call_is_killed_and_the_broker_hears_of_signal_31() {
+    if !can_be_tested() {
+        return;
+    }
+    let stage = Setup { channels: 8, ..Setup::new(PROBE) }.start();
+    for (number, (instance, frontend)) in samples(Role::Frontend, 8).into_iter().zip((0..).zip(&stage.frontends)) {
+        enter(frontend, "kill");
+        frontend.tell(&format!("calls {number}"));
+        assert_eq!(stage.ended(Role::Frontend, instance).signal(), Some(libc::SIGSYS), "call {number}");
+    }
+}
+
+#[test]
+fn a_broker_that_makes_a_refused_call_is_killed_and_the_log_says_signal_31() {
+    if !can_be_tested() {
+        return;
+    }
+    let mut stage = Setup::new(PROBE).start();
+    for number in samples(Role::Broker, 3) {
+        enter(stage.broker(), "kill");
+        stage.broker().tell(&format!("calls {number}"));
+        assert_eq!(stage.broker().hear(), None, "call {number}");
+        stage.meet_broker();
+    }
+    assert_eq!(stage.log().matches("the broker has ended (signal 31").count(), 3, "{}", stage.log());
+}
+
+#[test]
+fn a_policy_compiler_that_makes_a_refused_call_is_killed() {
+    if !can_be_tested() {
+        return;
+    }
+    for number in samples(Role::Compile, 8) {
+        let mut compiler = Compiler::start(PROBE);
+        enter(&compiler.peer, "kill");
+        compiler.peer.tell(&format!("calls {number}"));
+        assert_eq!(compiler.ended().signal(), Some(libc::SIGSYS), "call {number}");
+    }
+}
+
+#[test]
+fn a_refused_call_in_one_thread_of_the_file_worker_ends_all_of_them() {
+    if !can_be_tested() {
+        return;
+    }
+    let stage = Setup::new(PROBE).start();
+    let worker = stage.worker(Role::File, 0);
+    enter(&worker, "kill");
+    worker.tell(&format!("thread {}", libc::SYS_socket));
+    assert_eq!(stage.ended(Role::File, 0).signal(), Some(libc::SIGSYS));
+}
+
+#[test]
+fn a_panic_can_be_told_from_inside_every_jail() {
+    if !can_be_tested() {
+        return;
+    }
+    let stage = Setup::new(PROBE).start();
+    for role in [Role::Frontend, Role::Query, Role::File, Role::Net, Role::NetAdmin] {
+        let peer = stage.peer(role);
+        enter(&peer, "kill");
+        peer.tell("panic");
+        assert_eq!(stage.ended(role, 0).code(), Some(101), "{role}");
+        assert!(peer.log().ends_with(": told to\n"), "{role}: {}", peer.log());
+    }
+    enter(stage.broker(), "kill");
+    stage.broker().tell("panic");
+    assert_eq!(stage.broker().hear(), None);
+    tests::agent::wait_until(|| stage.log().contains("told to\n"));
+    assert!(stage.log().contains("broker: panicked at "), "{}", stage.log());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Other tables of system calls.
+
+/// x32 numbers have bit 30 set and the same architecture as x86_64 in a filter's eyes.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn x32_numbers_are_refused_and_deadly() {
+    for role in FILTERED {
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        // read, which every role may, and getpid, which none may.
+        let calls = format!("calls {}\n{}", libc::SYS_read | 1 << 30, libc::SYS_getpid | 1 << 30);
+        assert_eq!(jailed.peer.ask(&calls), "EPERM EPERM", "{role}");
+        let Some(jailed) = Jailed::enter(role, "kill") else { return };
+        jailed.peer.tell(&format!("calls {}", libc::SYS_read | 1 << 30));
+        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS), libc::SIGSYS, "{role}");
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_i386_gate_is_deadly() {
+    let outside = Command::new(PROBE).arg("i386").output().expect("the probe can be executed");
+    if outside.status.signal() == Some(libc::SIGSEGV) {
+        return programs::left_out("this kernel has no i386 system calls");
+    }
+    for role in FILTERED {
+        // A filter that answers ends the process, too: seccompiler's check of the architecture knows no other action.
+        let Some(jailed) = Jailed::enter(role, "errno") else { return };
+        jailed.peer.tell("i386");
+        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS), libc::SIGSYS, "{role}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Ways out, with the filter and without it: the second column is what the other layers stop by themselves.
+
+#[test]
+fn the_broker_cannot_get_out() {
+    ways_out(Role::Broker);
+}
+
+#[test]
+fn the_frontend_cannot_get_out() {
+    ways_out(Role::Frontend);
+}
+
+#[test]
+fn the_query_worker_cannot_get_out() {
+    ways_out(Role::Query);
+}
+
+#[test]
+fn the_file_worker_cannot_get_out() {
+    ways_out(Role::File);
+}
+
+#[test]
+fn the_net_worker_cannot_get_out() {
+    ways_out(Role::Net);
+}
+
+#[test]
+fn the_netadmin_worker_cannot_get_out() {
+    ways_out(Role::NetAdmin);
+}
+
+#[test]
+fn the_policy_compiler_cannot_get_out() {
+    ways_out(Role::Compile);
+}
+
+fn ways_out(role: Role) {
+    let Some(filtered) = Jailed::enter(role, "errno narrow") else { return };
+    let Some(open) = Jailed::enter(role, "open narrow") else { return };
+    let [filtered, open] = [filtered, open].map(|jailed| jailed.peer.ask(&format!("escapes {}", jailed.pids())));
+    let mut text = "# What is tried: what comes of it; without the filter.\n".to_owned();
+    for (with, without) in filtered.lines().zip(open.lines()) {
+        let (name, with) = with.rsplit_once(": ").expect("name and outcome");
+        let (other, without) = without.rsplit_once(": ").expect("name and outcome");
+        assert_eq!(name, other);
+        text.push_str(&format!("{name}: {with}; {without}\n"));
+    }
+    assert_eq!(filtered.lines().count(), open.lines().count());
+    assert!(!filtered.contains("HOLE"), "{role}: a call that is not on the list reached the kernel:\n{filtered}");
+    golden::compare(&format!("{role}.escapes"), &text);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Landlock by itself.
+
+/// `landlock(7)`; the column is the first ABI that has the right, 1 for all.
+#[test]
+fn landlock_stops_what_its_manual_says_and_nothing_else() {
+    const ROWS: &[(i32, &str)] = &[
+        (1, "open for reading: ok, EACCES"),
+        (1, "open for writing: ok, EACCES"),
+        (3, "open to truncate: ok, EACCES"),
+        (1, "open a directory: ok, EACCES"),
+        (1, "create: ok, EACCES"),
+        (3, "truncate by path: ok, EACCES"),
+        (1, "mkdir: ok, EACCES"),
+        (1, "symlink: ok, EACCES"),
+        // Not granted anywhere: a device made inside would be a way to every disk.
+        (1, "make a FIFO: EACCES, EACCES"),
+        (1, "make a device: EACCES, EACCES"),
+        (1, "unlink: ok, EACCES"),
+        // Nothing may leave the directory or come into it: EXDEV is what a program copies after.
+        (2, "rename from the allowed directory: ok, EACCES"),
+        (2, "link into the allowed directory: ok, EXDEV"),
+        (2, "link a descriptor into the allowed directory: ok, EXDEV"),
+        (1, "open a descriptor again: ok, EACCES"),
+        (1, "open by handle: ok, EACCES"),
+        (1, "execute: EACCES, EACCES"),
+        // Not Landlock's: filter, ids and namespaces must stop these.
+        (1, "open a name only: ok, ok"),
+        (1, "stat: ok, ok"),
+        (1, "chmod by path: ok, ok"),
+        (1, "chown by path: ok, ok"),
+        (1, "utimes by path: ok, ok"),
+        (1, "setxattr by path: ok, ok"),
+        (1, "chown by an empty path: ok, ok"),
+        (1, "chmod by an empty path: ok, ok"),
+        // The forms that the file worker has do nothing to a descriptor that Landlock has not approved.
+        (1, "fchmod of a name: EBADF, EBADF"),
+        (1, "fchown of a name: EBADF, EBADF"),
+        (1, "fsetxattr of a name: EBADF, EBADF"),
+        (1, "utimes of a name: EBADF, EBADF"),
+    ];
+    let Some(jailed) = Jailed::enter(Role::File, "open narrow") else { return };
+    let abi = landlock_abi();
+    let found = jailed.peer.ask("landlock");
+    let found: Vec<&str> = found.lines().collect();
+    assert_eq!(found.len(), ROWS.len());
+    for ((since, row), found) in ROWS.iter().zip(found) {
+        if *since > abi {
+            programs::left_out(&format!("Landlock ABI {abi} does not know the row \"{row}\" (ABI {since})"));
+        } else {
+            assert_eq!(found, *row);
+        }
+    }
+}
+
+/// What the kernel knows: `landlock_create_ruleset(NULL, 0, LANDLOCK_CREATE_RULESET_VERSION)`, asked by a probe outside any jail.
+fn landlock_abi() -> i32 {
+    let stage = Setup { workers: vec![Role::Exec], ..Setup::new(PROBE) }.start();
+    let worker = stage.worker(Role::Exec, 0);
+    worker.ask("abi").parse().expect("a number")
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The stage.
+
+/// A probe in its jail.
+struct Jailed {
+    role: Role,
+    peer: Peer,
+    stage: Option<Stage>,
+    compiler: Option<Compiler>,
+}
+
+impl Jailed {
+    /// None, after a line that says why, where the jail is not whole.
+    fn enter(role: Role, way: &str) -> Option<Self> {
+        if !can_be_tested() {
+            return None;
+        }
+        let mut jailed = if role == Role::Compile {
+            let mut compiler = Compiler::start(PROBE);
+            let peer = std::mem::replace(&mut compiler.peer, Peer::nobody());
+            Self { role, peer, stage: None, compiler: Some(compiler) }
+        } else {
+            // With exec among the workers the spawner has no filter: the role's own must do.
+            let workers = vec![Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Exec];
+            let stage = Setup { workers, ..Setup::new(PROBE) }.start();
+            let peer = stage.peer(role);
+            Self { role, peer, stage: Some(stage), compiler: None }
+        };
+        let said = jailed.peer.ask(&format!("enter {way}"));
+        if said != "landlock full; missing nothing" {
+            programs::left_out(&format!("the jail of {role} is not whole on this kernel: {said}"));
+            jailed.compiler.take();
+            return None;
+        }
+        Some(jailed)
+    }
+
+    /// How it ended. None for the broker: nobody is told but the log.
+    fn ended(mut self) -> Option<ExitStatus> {
+        assert_eq!(self.peer.hear(), None, "{} goes on", self.role);
+        match (&self.stage, &mut self.compiler) {
+            (_, Some(compiler)) => Some(compiler.ended()),
+            (Some(stage), _) if self.role != Role::Broker => Some(stage.ended(self.role, 0)),
+            _ => None,
+        }
+    }
+
+    /// The broker's and the spawner's; for the compiler two others of root's.
+    fn pids(&self) -> String {
+        match &self.stage {
+            Some(stage) => format!("{} {}", stage.broker().pid, stage.pid()),
+            None => format!("{} 1", std::process::id()),
+        }
+    }
+}
+
+fn enter(peer: &Peer, way: &str) {
+    let said = peer.ask(&format!("enter {way}"));
+    assert!(said.starts_with("landlock "), "{said}");
+}
+
+/// Calls that end the one who makes them, and on x86_64 two that the kernel lets pass every filter: uretprobe and uprobe
+/// (arch/x86/entry/syscalls, kernel/seccomp.c, `seccomp_uprobe_exception`).
+fn ends_or_passes(number: i64) -> bool {
+    let passes = cfg!(target_arch = "x86_64") && matches!(number, 335 | 336);
+    passes || matches!(number, libc::SYS_exit | libc::SYS_exit_group | libc::SYS_rt_sigreturn)
+}
+
+/// What `policy/seccomp` says about a call.
+fn is_listed(role: Role, number: i64, given: [u64; 6]) -> bool {
+    jail::probe::rules(role)
+        .iter()
+        .filter(|rule| rule.number == number)
+        .any(|rule| rule.conditions.iter().all(|condition| condition.holds(given[usize::from(condition.argument)])))
+}
+
+/// Arguments that a rule allows; −1 where it does not look.
+fn satisfying(rule: &Rule) -> [u64; 6] {
+    let mut given = [u64::MAX; 6];
+    for condition in rule.conditions {
+        given[usize::from(condition.argument)] = match condition.test {
+            Test::Equal | Test::LessOrEqual | Test::GreaterOrEqual | Test::MaskedEqual(_) => condition.value,
+            Test::NotEqual | Test::Greater => condition.value.wrapping_add(1),
+            Test::Less => condition.value.wrapping_sub(1),
+        };
+    }
+    let all = rule.conditions.iter().all(|condition| condition.holds(given[usize::from(condition.argument)]));
+    assert!(all, "{}: conditions on one argument that this test cannot satisfy together", rule.source);
+    given
+}
+
+/// Has the probe make the calls; those that were refused though listed, or not refused though not listed.
+fn differences(peer: &Peer, role: Role, tried: &[(i64, [u64; 6])]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for part in tried.chunks(256) {
+        let lines: Vec<String> =
+            part.iter().map(|(number, [a, b, c, d, e, f])| format!("{number} {a} {b} {c} {d} {e} {f}")).collect();
+        let answer = peer.ask(&format!("calls {}", lines.join("\n")));
+        let words: Vec<&str> = answer.split(' ').collect();
+        assert_eq!(words.len(), part.len());
+        for ((number, given), word) in part.iter().zip(words) {
+            if (word != "EPERM") != is_listed(role, *number, *given) {
+                wrong.push(format!("{role}: call {number} {given:x?}: {word}"));
+            }
+        }
+    }
+    wrong
+}
+
+/// The role's list as it is committed: what it may call, under which conditions.
+fn list(role: Role) -> String {
+    let mut text = String::new();
+    for rule in jail::probe::rules(role) {
+        let conditions: Vec<String> = rule.conditions.iter().map(condition).collect();
+        text.push_str(&format!("{} {}", rule.name, conditions.join(", ")).trim_end().to_owned());
+        text.push('\n');
+    }
+    text
+}
+
+fn condition(condition: &Condition) -> String {
+    let Condition { argument, wide, test, value } = condition;
+    let bits = if *wide { ":64" } else { "" };
+    let test = match test {
+        Test::Equal => "==".to_owned(),
+        Test::NotEqual => "!=".to_owned(),
+        Test::Less => "<".to_owned(),
+        Test::LessOrEqual => "<=".to_owned(),
+        Test::Greater => ">".to_owned(),
+        Test::GreaterOrEqual => ">=".to_owned(),
+        Test::MaskedEqual(mask) => format!("& {mask:#x} =="),
+    };
+    format!("arg{argument}{bits} {test} {value:#x}")
+}
+
+/// Numbers that are on nobody's list or only on the spawner's, spread over the whole range.
+fn samples(role: Role, count: usize) -> Vec<i64> {
+    let refused: Vec<i64> = (0..1024)
+        .filter(|number| !ends_or_passes(*number) && !is_listed(role, *number, [u64::MAX; 6]))
+        .filter(|number| !jail::probe::rules(role).iter().any(|rule| rule.number == *number))
+        .collect();
+    let spread = refused.iter().copied().step_by(refused.len() / (count - 2).max(1)).take(count - 2);
+    // What a taken-over process would like best, of which the spawner's own filter lets both pass.
+    [libc::SYS_execveat, libc::SYS_setresuid].into_iter().chain(spread).collect()
+}
