@@ -45,7 +45,7 @@ pub(crate) fn main(pid: Option<u32>, as_json: bool) -> ExitCode {
 
 fn look(pid: Option<u32>) -> Result<Vec<Agent>, String> {
     let all = process::all().map_err(|error| format!("cannot read /proc: {error}"))?;
-    let init = Namespaces::of(1);
+    let init = Namespaces::of_init();
     let spawners: Vec<u32> = match pid {
         Some(pid) if all.iter().any(|found| found.pid == pid) => vec![pid],
         Some(pid) => return Err(format!("there is no process {pid}")),
@@ -91,6 +91,9 @@ fn as_text(agents: &[Agent], kernel: &Kernel) -> String {
         let _ = writeln!(text, "Agent {pid}");
         let rows: Vec<[String; 11]> = agent.processes.iter().map(Process::columns).collect();
         table(&mut text, &rows);
+        if agent.findings.is_empty() {
+            text.push_str("  Nothing is missing.\n");
+        }
         said(&mut text, &agent.findings);
         text.push('\n');
     }
@@ -105,9 +108,6 @@ fn as_text(agents: &[Agent], kernel: &Kernel) -> String {
 }
 
 fn said(text: &mut String, findings: &[Finding]) {
-    if findings.is_empty() {
-        text.push_str("  Nothing is missing.\n");
-    }
     for Finding { missing, next } in findings {
         let _ = writeln!(text, "  Missing: {missing}\n     Next: {next}");
     }

@@ -177,12 +177,22 @@ impl Namespaces {
         Namespaces(["mnt", "net", "ipc", "uts", "pid", "user", "cgroup"].map(link))
     }
 
+    /// Those of init, or our own where a container hides init's: the usual place for who starts agents.
+    pub(super) fn of_init() -> Self {
+        let init = Namespaces::of(1);
+        if init.0.iter().any(|(_, link)| link.is_some()) { init } else { Namespaces::of(std::process::id()) }
+    }
+
     /// Those that are not `init`'s. None if one of the two cannot be seen.
     fn other_than(&self, init: &Namespaces) -> Option<Vec<&'static str>> {
         let mut differing = Vec::new();
         for ((name, own), (_, inits)) in self.0.iter().zip(&init.0) {
-            if own.as_ref()? != inits.as_ref()? {
-                differing.push(*name);
+            match (own, inits) {
+                (Some(own), Some(inits)) if own != inits => differing.push(*name),
+                (Some(_), Some(_)) => {}
+                // A kernel built without that kind.
+                (None, None) if self.0.iter().any(|(_, link)| link.is_some()) => {}
+                _ => return None,
             }
         }
         Some(differing)
