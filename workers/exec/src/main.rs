@@ -15,6 +15,7 @@ mod programs;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jail::Role;
 use nix::errno::Errno;
@@ -25,6 +26,9 @@ use runtime::{Birth, Connection, Event, ToBroker, give_up};
 
 use launch::{Inherited, Launch, Launcher};
 use programs::{Found, Programs};
+
+/// How long a status waits for the end of a program that has only just started.
+const MOMENT: Duration = Duration::from_millis(2);
 
 /// Names the broker's socket among the things that are waited for.
 const SOCKET: u64 = u64::MAX;
@@ -68,6 +72,15 @@ struct Worker {
     gathering: HashMap<u64, Gathering>,
     /// Results on their way, by job.
     reports: HashMap<u64, Report>,
+    /// Statuses of programs that will have ended in a moment.
+    waiting: Vec<Waiting>,
+}
+
+/// A status that is answered when its program has ended, or a little later.
+struct Waiting {
+    job: u64,
+    pid: i64,
+    until: Instant,
 }
 
 struct Gathering {
@@ -86,7 +99,7 @@ struct Report {
 impl Worker {
     fn new(shared: Arc<Shared>) -> Self {
         let launcher = Launcher::new(shared.clone());
-        Worker { shared, launcher, gathering: HashMap::new(), reports: HashMap::new() }
+        Worker { shared, launcher, gathering: HashMap::new(), reports: HashMap::new(), waiting: Vec::new() }
     }
 
     /// Serves until the broker goes.
@@ -96,7 +109,7 @@ impl Worker {
         let mut scratch = vec![0; limits::PIECE];
         let mut events = [EpollEvent::empty(); 64];
         loop {
-            let count = match self.shared.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let count = match self.shared.epoll.wait(&mut events, self.patience()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => give_up(Role::Exec, &format_args!("cannot wait: {errno}")),
@@ -111,13 +124,28 @@ impl Worker {
                     None => return,
                 }
             }
+            for Waiting { job, pid, until } in std::mem::take(&mut self.waiting) {
+                self.status(job, pid, until);
+            }
         }
+    }
+
+    /// Until the first waiting status is to be answered.
+    fn patience(&self) -> EpollTimeout {
+        let Some(first) = self.waiting.iter().map(|waiting| waiting.until).min() else {
+            return EpollTimeout::NONE;
+        };
+        // Rounded up, so that it has passed then.
+        let milliseconds = first.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
+        EpollTimeout::from(u8::try_from(milliseconds).unwrap_or(u8::MAX))
     }
 
     fn take(&mut self, event: Event<'_, Request>) {
         match event {
             Event::Job(Request::Exec(exec), call) => self.exec(call.id, exec, call.payload),
-            Event::Job(Request::Status(Status { pid }), call) => self.status(call.id, pid),
+            Event::Job(Request::Status(Status { pid }), call) => {
+                self.status(call.id, pid, Instant::now() + MOMENT);
+            }
             Event::Piece(job, bytes) => self.piece(job, bytes),
             Event::More(job, count) => {
                 if let Some(report) = self.reports.get_mut(&job) {
@@ -160,13 +188,15 @@ impl Worker {
         self.launcher.launch(Launch { job, exec, input });
     }
 
-    fn status(&mut self, job: u64, pid: i64) {
+    /// Most programs end within milliseconds: a client that asks again at once costs more than a short wait.
+    fn status(&mut self, job: u64, pid: i64, until: Instant) {
         let connection = &self.shared.connection;
         match self.shared.programs().find(pid) {
             Found::Nothing => {
                 connection.answer::<Reply>(job, Err(Failed::new(format!("PID {pid} does not exist"))));
             }
-            Found::Running => connection.answer(job, Ok(Reply::Status(StatusDone::default()))),
+            Found::Young if Instant::now() < until => self.waiting.push(Waiting { job, pid, until }),
+            Found::Young | Found::Running => connection.answer(job, Ok(Reply::Status(StatusDone::default()))),
             Found::Ended(program) => {
                 self.reports.insert(job, Report { program, sent: 0, credit: limits::WINDOW });
             }
@@ -207,7 +237,10 @@ impl Worker {
     /// Takes back what would be handed out: input that came, a program that starts late, a result that was not sent whole.
     fn abandoned(&mut self, job: u64) {
         let given_up = || Err(Failed::new("nobody waits for this any more"));
-        if self.gathering.remove(&job).is_some() {
+        if let Some(position) = self.waiting.iter().position(|waiting| waiting.job == job) {
+            self.waiting.remove(position);
+            self.shared.connection.answer::<Reply>(job, given_up());
+        } else if self.gathering.remove(&job).is_some() {
             self.shared.programs().release(job);
             self.shared.connection.answer::<Reply>(job, given_up());
         } else if let Some(report) = self.reports.remove(&job) {

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use jail::spawn::Started;
 use nix::errno::Errno;
@@ -26,6 +27,9 @@ const INPUT_HELD: usize = 64 * 1024 * 1024;
 
 /// Captured bytes of all programs together: as much as eight programs may write.
 const OUTPUT_HELD: usize = 16 * limits::CAPTURED;
+
+/// How old a program is when nobody expects its end any more.
+const YOUNG: Duration = Duration::from_millis(50);
 
 /// Bytes below which giving memory back would cost more than keeping it for the next program.
 const LARGE: usize = 256 * 1024;
@@ -43,6 +47,7 @@ pub(crate) struct Program {
     pid: i32,
     /// The job that started it.
     job: u64,
+    started: Instant,
     pidfd: Option<OwnedFd>,
     ended: Option<Ended>,
     input: Option<Input>,
@@ -83,6 +88,8 @@ pub(crate) enum Found {
     Nothing,
     /// Still running, or its output is not complete, or another status is fetching its result.
     Running,
+    /// Running since a moment ago.
+    Young,
     /// The number of one that has ended; it is kept for this status until [`Programs::forget`] or
     /// [`Programs::keep`].
     Ended(u64),
@@ -99,6 +106,7 @@ impl Program {
         Program {
             pid: started.pid,
             job,
+            started: Instant::now(),
             pidfd: Some(started.pidfd),
             ended: None,
             // An empty one is closed at once.
@@ -330,6 +338,7 @@ impl Programs {
                 program.reporting = true;
                 Found::Ended(*number)
             }
+            Some((_, program)) if !program.is_done() && program.started.elapsed() < YOUNG => Found::Young,
             Some(_) => Found::Running,
         }
     }

@@ -438,3 +438,31 @@ fn memory_of_captured_output_is_given_back() {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn a_status_waits_a_moment_for_a_program_that_has_only_just_started() {
+    let mut worker = start();
+    let mut asked = 0_u32;
+    for _ in 0..20 {
+        let pid = begin(&mut worker, command(&["/bin/true"], Capture::None));
+        loop {
+            asked += 1;
+            match worker.ask(Request::Status(Status { pid })) {
+                Ok(Reply::Exec(ExecReply::Status(done))) if done.exited => break,
+                Ok(_) => {}
+                Err(failed) => panic!("{failed}"),
+            }
+        }
+    }
+    // Without the wait it is asked some hundred times, since nothing sleeps here.
+    assert!(asked < 150, "asked {asked} times");
+    let pid = begin(&mut worker, command(&["sleep", "60"], Capture::None));
+    let begin = Instant::now();
+    assert_eq!(
+        worker.ask(Request::Status(Status { pid })),
+        Ok(Reply::Exec(ExecReply::Status(StatusDone::default())))
+    );
+    let waited = begin.elapsed();
+    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
+    assert!(waited < Duration::from_millis(500), "{waited:?}");
+}
