@@ -89,6 +89,11 @@ pub(crate) enum Audit {
 /// Starts the agent. Returns when it could not, or when it has been started as a daemon.
 pub(crate) fn launch(launch: Launch) -> ExitCode {
     if launch.daemon.is_some() && daemon::starter().is_none() {
+        // The daemon has no terminal to say it on. Only looked at: opening a port and closing it again is seen by the host.
+        if let Some(why) = launch.lines.iter().find_map(Line::missing) {
+            log(Level::Critical, why);
+            return ExitCode::FAILURE;
+        }
         return daemon::detach(&launch.called, &launch.arguments);
     }
     match exec(launch) {
@@ -233,6 +238,17 @@ impl Line {
             Opened::Already(socket) => Method::Inherited { descriptor: socket.as_raw_fd() },
         };
         Channel { method, retry: self.retry, reopen: self.reopen }
+    }
+
+    /// Why the spawner will not be able to open it, as far as that shows from outside.
+    fn missing(&self) -> Option<String> {
+        match &self.opened {
+            Opened::Later(Method::VirtioSerial { path } | Method::IsaSerial { path }) if !self.retry => {
+                let error = std::fs::metadata(path).err()?;
+                Some(format!("error opening channel '{}': {error}", path.display()))
+            }
+            _ => None,
+        }
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
