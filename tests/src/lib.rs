@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod golden;
 pub mod processes;
+pub mod process_state;
 pub mod programs;
 pub mod sandbox;
 pub mod transcript;

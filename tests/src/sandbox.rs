@@ -87,7 +87,7 @@ impl Setup {
             .arg(folder)
             .arg(programs::program("portreeve-spawner"))
             .args([base.to_string(), workers.join(","), self.channels.to_string()])
-            .current_dir("/")
+            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -363,6 +363,7 @@ pub struct Compiler {
     child: Child,
     /// For the same commands as any probe.
     pub peer: Peer,
+    _listener: UnixListener,
     _directory: tempfile::TempDir,
 }
 
@@ -376,7 +377,7 @@ impl Compiler {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("the directory is ours");
         let program = directory.path().join(Role::Compile.executable());
         link(Path::new(probe), &program);
-        drop(furnish(directory.path()));
+        let listener = furnish(directory.path());
         let (own, its) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -394,7 +395,7 @@ impl Compiler {
             .spawn()
             .expect("the probe can be executed");
         let peer = Peer { socket: own, log: None, pid: child.id() };
-        Self { child, peer, _directory: directory }
+        Self { child, peer, _listener: listener, _directory: directory }
     }
 
     /// Waits for its end.
@@ -424,8 +425,8 @@ fn link(program: &Path, name: &Path) {
     }
 }
 
-/// What escapes are tried on: a directory that the narrow ruleset allows, one outside it, a socket in it, the abstract socket's
-/// name. The listener of the abstract socket goes with its owner.
+/// What escapes are tried on: a directory that the narrow ruleset allows, one outside it, a socket, and an abstract
+/// socket under the folder's name. The listener of the latter goes with its owner.
 fn furnish(folder: &Path) -> UnixListener {
     use std::os::linux::net::SocketAddrExt as _;
     for place in ["allowed", "outside"] {
@@ -441,7 +442,6 @@ fn furnish(folder: &Path) -> UnixListener {
     drop(UnixListener::bind(&path).expect("binds"));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("the socket is ours");
     let name = folder.file_name().expect("it has a name").as_encoded_bytes();
-    fs::write(folder.join("abstract"), name).expect("the directory is ours");
     let address = std::os::unix::net::SocketAddr::from_abstract_name(name).expect("the name is short");
     UnixListener::bind_addr(&address).expect("binds")
 }

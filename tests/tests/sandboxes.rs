@@ -5,12 +5,13 @@
 //! `UPDATE_GOLDEN=1` rewrites `tests/golden`.
 
 use std::collections::BTreeSet;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus, Stdio};
 
 use jail::Role;
 use jail::seccomp::{Condition, Rule, Test};
+use tests::agent::{PATIENCE, is_alive};
+use tests::process_state::describe;
 use tests::sandbox::{Compiler, Peer, Setup, Stage, can_be_tested};
 use tests::{golden, programs};
 
@@ -315,6 +316,110 @@ fn ways_out(role: Role) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
+// The real programs, looked at from outside when their jail is shut and nothing has been asked of them.
+
+#[test]
+fn the_brokers_state_is_the_committed_one() {
+    if !can_be_tested() {
+        return;
+    }
+    for (user, name) in [(0, "broker.state"), (NOBODY, "broker.user.state")] {
+        let stage = Setup { real: vec![Role::Broker], user, ..Setup::new(PROBE) }.start();
+        let pid = stage.process(Role::Broker);
+        // Its filter is the last thing; before that it has the spawner's or none.
+        let filters = if user == 0 { "Seccomp_filters:\t2\n" } else { "Seccomp_filters:\t1\n" };
+        let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        assert!(tests::agent::wait_until(|| status().contains(filters)), "{}\n{}", status(), stage.log());
+        // Socket and log pipe of the frontend, which the probe that plays it never uses, come over the control socket.
+        let state = || describe(pid, stage.pid(), stage.folder());
+        assert!(tests::agent::wait_until(|| state().contains(": pipe read")), "{}", stage.log());
+        golden::compare(name, &state());
+    }
+}
+
+#[test]
+fn the_frontends_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::Frontend);
+}
+
+#[test]
+fn the_query_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::Query);
+}
+
+#[test]
+fn the_file_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::File);
+}
+
+#[test]
+fn the_net_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::Net);
+}
+
+#[test]
+fn the_netadmin_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::NetAdmin);
+}
+
+#[test]
+fn the_exec_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::Exec);
+}
+
+#[test]
+fn the_policy_compilers_state_is_the_committed_one() {
+    if !can_be_tested() {
+        return;
+    }
+    for (user, name) in [(0, "compile.state"), (NOBODY, "compile.user.state")] {
+        let form = jail::sealed::create(c"portreeve-policy").expect("makes it");
+        let base = if user == 0 { jail::DEFAULT_UID_BASE } else { 0 };
+        // In production its text is a memory file, too; a pipe holds it where it can be looked at.
+        let mut compiler = Command::new(programs::program(Role::Compile.executable()))
+            .args([base.to_string().as_str(), "0"])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::from(form))
+            .stderr(Stdio::null())
+            .uid(user)
+            .gid(user)
+            .spawn()
+            .expect("it can be executed");
+        let pid = compiler.id();
+        let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let filtered = tests::agent::wait_until(|| status().contains("Seccomp_filters:\t1\n"));
+        let state = filtered.then(|| describe(pid, std::process::id(), std::path::Path::new("/nowhere")));
+        let _ = compiler.kill();
+        let _ = compiler.wait();
+        let program = programs::program(Role::Compile.executable()).display().to_string();
+        golden::compare(name, &state.expect("it shuts its jail").replace(&program, "portreeve-compile"));
+    }
+}
+
+fn state_is_the_committed_one(role: Role) {
+    if !can_be_tested() {
+        return;
+    }
+    for (user, kind) in [(0, "state"), (NOBODY, "user.state")] {
+        let mut workers = Setup::new(PROBE).workers;
+        if role == Role::Exec {
+            workers.push(role);
+        }
+        let stage = Setup { real: vec![role], workers, user, ..Setup::new(PROBE) }.start();
+        let peer = stage.peer(role);
+        // The first message comes when the jail is shut; it then waits for the broker's.
+        assert!(peer.has_something(PATIENCE), "no hello:\n{}", stage.log());
+        assert!(is_alive(peer.pid), "it has ended: {}", peer.log());
+        golden::compare(&format!("{role}.{kind}"), &describe(peer.pid, stage.pid(), stage.folder()));
+    }
+}
+
+/// A user who owns nothing here.
+const NOBODY: u32 = 65534;
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Landlock by itself.
 
 /// `landlock(7)`; the column is the first ABI that has the right, 1 for all.
@@ -423,9 +528,10 @@ impl Jailed {
         }
     }
 
-    /// The broker's and the spawner's; for the compiler two others of root's.
+    /// Another role's and the spawner's; for the compiler two others of root's.
     fn pids(&self) -> String {
         match &self.stage {
+            Some(stage) if self.role == Role::Broker => format!("{} {}", stage.frontends[0].pid, stage.pid()),
             Some(stage) => format!("{} {}", stage.broker().pid, stage.pid()),
             None => format!("{} 1", std::process::id()),
         }

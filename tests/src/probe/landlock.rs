@@ -83,7 +83,9 @@ const ROWS: &[Row] = &[
     ("utimes by path", |place| make(libc::SYS_utimensat, &[HERE, text(&place.path("file")), 0, 0])),
     ("setxattr by path", |place| {
         let (name, value) = (c"user.portreeve", c"x");
-        make(libc::SYS_setxattr, &[text(&place.path("file")), text(name), text(value), 1, 0])
+        let set = make(libc::SYS_setxattr, &[text(&place.path("file")), text(name), text(value), 1, 0]);
+        // As far as the filesystem: it has no attributes of users.
+        if set.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) { Ok(0) } else { set }
     }),
     ("chown by an empty path", |place| {
         make(libc::SYS_fchownat, &[handle_only(&place.path("file"))?, text(c""), 0, 0, EMPTY])
