@@ -17,6 +17,7 @@ pub(crate) struct Ask {
     pub(crate) channel: Rc<str>,
     outbox: Rc<Outbox<ToFrontend>>,
     abandoned: Cell<bool>,
+    cancelled: Cell<bool>,
     /// Pieces of the reply that may be sent.
     credit: Cell<u16>,
     /// Pieces of the payload that have come and not been used.
@@ -39,6 +40,7 @@ impl Ask {
             channel,
             outbox,
             abandoned: Cell::new(false),
+            cancelled: Cell::new(false),
             credit: Cell::new(limits::WINDOW),
             pieces: RefCell::new(pieces),
             changed: Notify::new(),
@@ -69,6 +71,19 @@ impl Ask {
     pub(crate) fn abandon(&self) {
         self.abandoned.set(true);
         self.changed.notify_one();
+    }
+
+    /// Nobody waits for the answer any more, and what would be handed out with it is to be taken back.
+    pub(crate) fn cancel(&self) {
+        self.cancelled.set(true);
+        self.abandon();
+    }
+
+    /// Waits until it is cancelled. A client that has only gone cancels nothing.
+    pub(crate) async fn cancelled(&self) {
+        while !self.cancelled.get() {
+            self.changed.notified().await;
+        }
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {

@@ -198,7 +198,11 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
         running.piece(&piece);
     }
     // Given up, it is killed by the worker as soon as it starts.
-    let (result, _) = timeout(limit, running.end()).await.map_err(|_| too_late("guest-exec", limit))?;
+    let (result, _) = tokio::select! {
+        biased;
+        ended = timeout(limit, running.end()) => ended.map_err(|_| too_late("guest-exec", limit))?,
+        () = ask.cancelled() => return Err(Failed::new("guest-exec was abandoned before the program had started")),
+    };
     let reply = result?;
     if let Reply::Exec(exec::Reply::Exec(started)) = &reply {
         broker.programs.insert(started.pid, &instance);

@@ -257,7 +257,11 @@ impl Shared {
 
     fn abandon(self: &Rc<Self>, id: u64, cancel: bool) {
         let Some(ask) = self.state.borrow().asks.get(&id).cloned() else { return };
-        ask.abandon();
+        if cancel {
+            ask.cancel();
+        } else {
+            ask.abandon();
+        }
         let mut state = self.state.borrow_mut();
         let Some((running, waiting)) = state.lanes.get_mut(&ask.lane) else { return };
         if *running == id {
