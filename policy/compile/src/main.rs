@@ -28,6 +28,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode, String> {
     let ground = Ground::from_arguments(Role::Compile).map_err(|error| error.to_string())?;
+    // Descriptors of an activating init system, or of a careless shell, are none of its business.
+    jail::close_from(3).map_err(|error| format!("cannot close descriptors: {error}"))?;
     let input = File::from(jail::take_fd(0).map_err(|error| format!("standard input: {error}"))?);
     let mut output = File::from(jail::take_fd(1).map_err(|error| format!("standard output: {error}"))?);
     jail::enter(Role::Compile, &ground, || {}).map_err(|error| error.to_string())?;

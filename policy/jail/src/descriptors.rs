@@ -39,6 +39,22 @@ pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Closes every descriptor from `first` on.
+///
+/// For a process that is not started by the spawner, which has closed them: who started it may have left some open.
+///
+/// # Errors
+/// The errno of `close_range(2)`: ENOSYS before Linux 5.9. EBUSY if one was taken before: it would be closed under its owner.
+pub fn close_from(first: u32) -> io::Result<()> {
+    if TAKEN.load(Ordering::SeqCst) != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: close_range takes three numbers. None of the descriptors has an owner in this program: take_fd has given none away,
+    // as was just asked, and callers have opened none, since this is for the start of main.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Lists the open descriptors in ascending order.
 ///
 /// # Errors
