@@ -34,8 +34,8 @@ fn main() {
         _ => {}
     }
     let listener = UnixListener::bind(&path).expect("bind");
-    let (ours, theirs) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair");
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .expect("socketpair");
     let mut child = start(&frontend, theirs, listener.into());
     converse(&Pipe::new(ours));
     std::process::exit(child.wait().expect("wait").code().unwrap_or(1));
@@ -45,12 +45,14 @@ fn main() {
 fn start(frontend: &str, broker: OwnedFd, channel: OwnedFd) -> std::process::Child {
     let (broker, channel) = (broker.try_clone().expect("dup"), channel.try_clone().expect("dup"));
     for descriptor in [&broker, &channel] {
-        nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("fcntl");
+        nix::fcntl::fcntl(descriptor, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
+            .expect("fcntl");
     }
     let (from, to) = (broker.as_raw_fd(), channel.as_raw_fd());
-    let script = format!("exec \"$0\" 0 0 3<&{from} 5<&{to} {from}<&- {to}<&-");
+    let base = if nix::unistd::geteuid().is_root() { jail::DEFAULT_UID_BASE } else { 0 };
+    let script = format!("exec \"$0\" {base} 0 3<&{from} 5<&{to} {from}<&- {to}<&-");
     let script = if from <= 5 || to <= 5 {
-        format!("exec 8<&{from} 9<&{to}; exec \"$0\" 0 0 3<&8 5<&9 8<&- 9<&- 4<&- 6<&- 7<&-")
+        format!("exec 8<&{from} 9<&{to}; exec \"$0\" {base} 0 3<&8 5<&9 8<&- 9<&- 4<&- 6<&- 7<&-")
     } else {
         script
     };

@@ -17,19 +17,19 @@ const CHANNEL: i32 = 5;
 
 fn main() {
     jail::report_panics(Role::Frontend);
-    let ground = Ground::from_arguments(Role::Frontend).unwrap_or_else(|error| give_up(&error));
+    let ground = or_end("", Ground::from_arguments(Role::Frontend));
 
     // What needs system calls that the filter does not know: the runtime, its registrations, the processor's features.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
-    let runtime = runtime.unwrap_or_else(|error| give_up(&error));
+    let runtime = or_end("frontend: runtime: ", runtime);
     let inside = runtime.enter();
-    let broker = jail::take_fd(BROKER).unwrap_or_else(|error| give_up(&error));
-    let (sender, receiver) = pipe::split(broker).unwrap_or_else(|error| give_up(&error));
-    let channel = jail::take_fd(CHANNEL).and_then(Channel::new).unwrap_or_else(|error| give_up(&error));
+    let broker = or_end("frontend: socket to the broker: ", jail::take_fd(BROKER));
+    let (sender, receiver) = or_end("frontend: socket to the broker: ", pipe::split(broker));
+    let channel = or_end("frontend: channel: ", jail::take_fd(CHANNEL).and_then(Channel::new));
     frontend::warm_up();
     drop(inside);
 
-    let entered = jail::enter(Role::Frontend, &ground, || {}).unwrap_or_else(|error| give_up(&error));
+    let entered = or_end("", jail::enter(Role::Frontend, &ground, || {}));
 
     match runtime.block_on(serve(channel, sender, receiver, entered.report())) {
         Ok(()) => jail::exit_now(0),
@@ -40,7 +40,10 @@ fn main() {
     }
 }
 
-fn give_up(error: &impl Display) -> ! {
-    eprintln!("frontend: {error}");
-    jail::exit_now(1)
+/// The value, or the end of a process that could not be born.
+fn or_end<T>(what: &str, result: Result<T, impl Display>) -> T {
+    result.unwrap_or_else(|error| {
+        eprintln!("{what}{error}");
+        jail::exit_now(1)
+    })
 }

@@ -25,6 +25,8 @@ pub const CHANNEL_GONE: i32 = 10;
 const READ: usize = 64 * 1024;
 /// Bytes queued for the broker from which on no request is added.
 const CONGESTED: usize = 1 << 20;
+/// After something large, memory goes back to the system when nothing has happened for so long.
+const QUIET: Duration = Duration::from_millis(200);
 /// How long the last replies may take to be written when the agent ends.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -105,6 +107,7 @@ pub async fn serve(
         buffer: vec![0; READ].into(),
         unread: 0..0,
         is_blocked: false,
+        trim_at: None,
     };
     let outcome = match channel {
         Channel::Device(device) => {
@@ -159,6 +162,8 @@ struct Serving {
     unread: std::ops::Range<usize>,
     /// Writing has to wait for room.
     is_blocked: bool,
+    /// When to give back what something large has left.
+    trim_at: Option<Instant>,
 }
 
 /// What happened.
@@ -186,7 +191,10 @@ impl Serving {
                 continue;
             }
             let wants_input = self.unread.is_empty() && !self.is_ended && self.session.wants_input();
-            let deadline = self.session.deadline();
+            if self.session.had_much() {
+                self.trim_at = Some(Instant::now() + QUIET);
+            }
+            let deadline = [self.session.deadline(), self.trim_at].into_iter().flatten().min();
             let event = tokio::select! {
                 biased;
                 received = receiver.receive() => {

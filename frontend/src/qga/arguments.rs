@@ -111,7 +111,11 @@ pub fn decode(name: &str, members: &mut [Member]) -> Option<Result<Request, Faul
     let missing = proto::decode(Dialect::Qga, name, Probe { members, reached });
     Some(match missing {
         Some(Err(missing)) if missing.what == What::Missing => {
-            if reached.before.contains(&&*missing.path) { Err(missing) } else { outcome }
+            if reached.before.contains(&&*missing.path) {
+                Err(missing)
+            } else {
+                outcome
+            }
         }
         _ => outcome,
     })

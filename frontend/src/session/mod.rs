@@ -43,6 +43,8 @@ const QUEUED: usize = 4096;
 const ENTRY: usize = 64;
 /// Requests answered in front are reported at the latest after so many.
 const COUNTED: u32 = 4096;
+/// A request or output of so many bytes leaves memory behind that is worth giving back.
+const MUCH: usize = 256 * 1024;
 /// A reply of Phoenix's dialect is held whole, up to this; its reads return 4096 bytes.
 const PHOENIX_REPLY: usize = 1 << 20;
 
@@ -101,6 +103,8 @@ pub struct Session {
     /// Entries of all lists that are [`State::Unsent`].
     unsent: usize,
     held: usize,
+    /// Something large has been here since [`Session::had_much`] was asked last.
+    much: bool,
     scratch: Vec<u8>,
 }
 
@@ -130,6 +134,7 @@ impl Session {
             in_flight: 0,
             unsent: 0,
             held: 0,
+            much: false,
             scratch: Vec::new(),
         }
     }
@@ -151,6 +156,11 @@ impl Session {
     /// Whether all that the client asked for is answered and written.
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.loose.is_empty() && self.output.pending().is_empty()
+    }
+
+    /// Whether there was something large since this was asked last, whose memory may go back to the system.
+    pub fn had_much(&mut self) -> bool {
+        std::mem::take(&mut self.much)
     }
 
     /// Takes bytes of the host; returns how many. The rest is to be given again when [`Self::wants_input`].
@@ -463,6 +473,7 @@ impl Session {
                 }
             }
         }
+        self.much |= weight >= MUCH;
         let weight = ENTRY + weight;
         self.held += weight;
         self.unsent += 1;
@@ -612,6 +623,7 @@ impl Session {
         if self.counted >= COUNTED {
             self.report_counts(broker);
         }
+        self.much |= self.output.pending().len() >= MUCH;
     }
 
     /// Writes all replies at the front of the queue that are there.
