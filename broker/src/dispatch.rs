@@ -10,7 +10,6 @@ use std::time::Duration;
 use authorize::{Asker, Permitted, authorize};
 use proto::message::{Detail, Job};
 use proto::{Answer, Failed, Privilege, Reply, Request, agent, exec, limits};
-use tokio::time::timeout;
 
 use crate::Broker;
 use crate::ask::Ask;
@@ -131,20 +130,21 @@ async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work
     let privilege = request.privilege();
     let name = request.command().name();
     let limit = deadline(privilege);
-    let done = timeout(limit, async {
+    let mut running = None;
+    let done = broker.deadlines.within(limit, async {
         let instance = broker.workers.acquire(broker, privilege).await?;
         let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
-        let running = instance.run(job, limit, &[]);
-        match timeout(limit, running.end()).await {
-            Ok((result, _)) => result.map(Work::without_bytes),
-            Err(_) => {
-                running.kill_worker(broker);
-                Err(too_late(name, limit))
-            }
-        }
+        running.insert(instance.run(job, limit, &[])).end().await.0
     });
-    // The inner limit comes first when a worker was found.
-    done.await.unwrap_or_else(|_| Err(too_late(name, limit)))
+    match done.await {
+        Ok(result) => result.map(Work::without_bytes),
+        Err(_) => {
+            if let Some(running) = running {
+                running.kill_worker(broker);
+            }
+            Err(too_late(name, limit))
+        }
+    }
 }
 
 /// Programs of `guest-exec` and the worker that knows of each.
@@ -177,7 +177,9 @@ impl Programs {
 async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> Result<Work, Failed> {
     let limit = deadline(Privilege::Exec);
     let length = request.input_data.length;
-    let instance = timeout(limit, broker.workers.acquire(broker, Privilege::Exec))
+    let instance = broker
+        .deadlines
+        .within(limit, broker.workers.acquire(broker, Privilege::Exec))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
     let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
@@ -188,7 +190,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
         let Some(piece) = ask.next_piece().await else {
             return Err(Failed::new("guest-exec was abandoned before all of its input had come"));
         };
-        match timeout(limit, running.next()).await {
+        match broker.deadlines.within(limit, running.next()).await {
             Ok(Event::Taken) => {}
             Ok(Event::End(result, _)) => return result.map(Work::without_bytes),
             Ok(Event::Lost(why)) => return Err(Failed::new(why)),
@@ -200,7 +202,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
     // Given up, it is killed by the worker as soon as it starts.
     let (result, _) = tokio::select! {
         biased;
-        ended = timeout(limit, running.end()) => ended.map_err(|_| too_late("guest-exec", limit))?,
+        ended = broker.deadlines.within(limit, running.end()) => ended.map_err(|_| too_late("guest-exec", limit))?,
         () = ask.cancelled() => return Err(Failed::new("guest-exec was abandoned before the program had started")),
     };
     let reply = result?;
@@ -218,13 +220,15 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
         return Err(Failed::new(format!("PID {pid} does not exist: {why}")));
     }
     let limit = deadline(Privilege::Exec);
-    let instance = timeout(limit, broker.workers.acquire(broker, Privilege::Exec))
+    let instance = broker
+        .deadlines
+        .within(limit, broker.workers.acquire(broker, Privilege::Exec))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?;
     let running = instance.run(job(ask, exec::Request::Status(request).into()), limit, &[]);
     let mut total = 0_u64;
     loop {
-        match timeout(limit, running.next()).await {
+        match broker.deadlines.within(limit, running.next()).await {
             Ok(Event::Piece(stream, bytes)) => {
                 if !ask.send_piece(stream, &bytes).await {
                     // The worker keeps a result that nobody has taken.

@@ -16,10 +16,10 @@ use proto::file::{self, Reply, Request};
 use proto::message::{Detail, Job};
 use proto::{Dialect, Failed, Privilege, Text, limits};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
 
 use crate::Broker;
 use crate::ask::Ask;
+use crate::deadlines::Deadlines;
 use crate::dispatch::{Work, deadline, size, too_late};
 use crate::numbers::Numbers;
 use crate::workers::{Instance, Running};
@@ -48,6 +48,7 @@ struct OpenFile {
     regular: bool,
     append: bool,
     instance: Rc<Instance>,
+    deadlines: Rc<Deadlines>,
     position: Mutex<Position>,
     /// An operation was given up and has not ended.
     stuck: Cell<bool>,
@@ -268,14 +269,17 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
             let name = request.command().name();
             let instance = acquire(broker, name).await?;
             let running = instance.run(job(ask, request, Detail::default()), LIMIT, &[]);
-            let (result, _) = timeout(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+            let (result, _) =
+                broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
             result.map(Work::without_bytes)
         }
     }
 }
 
 async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed> {
-    timeout(LIMIT, broker.workers.acquire(broker, Privilege::File))
+    broker
+        .deadlines
+        .within(LIMIT, broker.workers.acquire(broker, Privilege::File))
         .await
         .unwrap_or_else(|_| Err(too_late(name, LIMIT)))
 }
@@ -319,7 +323,8 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
             instance.forget(key);
         }
     }));
-    let (result, kind) = timeout(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+    let (result, kind) =
+        broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
     result?;
     if ask.is_abandoned() {
         instance.forget(key);
@@ -334,6 +339,7 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
         regular,
         append,
         instance: instance.clone(),
+        deadlines: broker.deadlines.clone(),
         position: Mutex::new(Position { known, ..Position::default() }),
         stuck: Cell::new(false),
     };
@@ -353,7 +359,7 @@ impl OpenFile {
 
     /// Waits for a job on this file. One that does not end leaves the file busy until it does.
     async fn finish(self: &Rc<Self>, name: &str, running: Running) -> Result<(Reply, Vec<u8>), Failed> {
-        let Ok((result, bytes)) = timeout(LIMIT, running.end()).await else {
+        let Ok((result, bytes)) = self.deadlines.within(LIMIT, running.end()).await else {
             self.stuck.set(true);
             let file = self.clone();
             running.if_late(Box::new(move |_, _, _| file.stuck.set(false)));

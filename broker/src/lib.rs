@@ -8,6 +8,7 @@
 mod ask;
 mod audit;
 mod control;
+mod deadlines;
 mod dispatch;
 mod files;
 mod frontends;
@@ -44,6 +45,7 @@ pub(crate) struct Broker {
     pub(crate) sealed: Sealed,
     pub(crate) control: control::Spawner,
     pub(crate) audit: Audit,
+    pub(crate) deadlines: Rc<deadlines::Deadlines>,
     pub(crate) workers: workers::Workers,
     pub(crate) files: RefCell<files::Files>,
     pub(crate) programs: dispatch::Programs,
@@ -81,6 +83,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         sealed,
         control: spawner,
         audit,
+        deadlines: Rc::default(),
     });
     let tasks = tokio::task::LocalSet::new();
     broker.audit.note(
@@ -91,6 +94,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
             "confinement": broker.confinement.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         }),
     );
+    tasks.spawn_local(broker.deadlines.clone().run());
     let result = tasks.block_on(&runtime, control::serve(broker.clone()));
     broker.audit.note("stop", &serde_json::json!({}));
     result

@@ -16,7 +16,7 @@ pub use bincode::{Decode, Encode};
 pub use blocking::Pipe;
 pub use frame::{Assembler, FRAME_MAX, Frame, HEADER, Received, decode_head, encode_head};
 #[cfg(feature = "tokio")]
-pub use nonblocking::{Receiver, Sender, split, watch};
+pub use nonblocking::{Receiver, Sender, split, watch, watch_full};
 
 /// Why a conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -7,12 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::PipeError;
@@ -45,16 +46,32 @@ pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Send
     Ok((sender, receiver))
 }
 
-/// Watches a descriptor for readiness; the one place where that is done.
+/// Watches a descriptor for being readable.
+///
+/// Only for that: the kernel reports every message that a peer takes off a socket as "writable again", and each of these
+/// reports would wake us for nothing.
 ///
 /// # Errors
 /// If it cannot be watched (a regular file), or outside of a tokio runtime.
+pub fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    watch_for(descriptor, Interest::READABLE)
+}
+
+/// Watches a descriptor for being writable, for as long as it is full: under a second number, since one number can be
+/// registered only once.
+///
+/// # Errors
+/// As [`watch`]; also when there are no descriptors left.
+pub fn watch_full(descriptor: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
+    watch_for(descriptor.try_clone_to_owned()?, Interest::WRITABLE)
+}
+
 #[expect(
     deprecated,
     reason = "the replacement is unsafe because a type could close what it lends out; an OwnedFd behind a shared reference cannot"
 )]
-pub fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::new(descriptor)
+fn watch_for(descriptor: OwnedFd, interest: Interest) -> std::io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, interest)
 }
 
 /// The sending half. Of one thread; may be shared there.
@@ -99,8 +116,12 @@ impl<S: Encode> Sender<S> {
     /// # Errors
     /// [`PipeError::Socket`] if the peer has gone.
     pub async fn flush(&self) -> Result<(), PipeError> {
+        if self.queued.get() == 0 {
+            return Ok(());
+        }
+        let full = watch_full(self.socket.as_fd())?;
         while self.queued.get() > 0 {
-            let mut ready = self.socket.writable().await?;
+            let mut ready = full.writable().await?;
             let mut queue = self.queue.borrow_mut();
             while let Some(bytes) = queue.front() {
                 match ready.try_io(|socket| send_parts(socket, &[IoSlice::new(bytes)]).map_err(Into::into)) {
