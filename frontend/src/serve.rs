@@ -222,7 +222,8 @@ impl Serving {
                 Event::Link(wake) => match wake.map_err(|error| self.gone(error))? {
                     Wake::Readable => self.read().await?,
                     Wake::Writable => self.is_blocked = false,
-                    Wake::HungUp => self.is_deaf = true,
+                    // What it has not read is dropped, not kept until there is room.
+                    Wake::HungUp => (self.is_deaf, self.is_blocked) = (true, false),
                 },
                 Event::Flushed | Event::Time => {
                     self.session.tick(Instant::now(), &mut ToBroker(&self.sender))
@@ -251,7 +252,9 @@ impl Serving {
     fn feed(&mut self) {
         let bytes = self.buffer.get(self.unread.clone()).unwrap_or_default();
         if !bytes.is_empty() {
-            self.unread.start += self.session.input(bytes, Instant::now(), &mut ToBroker(&self.sender));
+            let begun = Instant::now();
+            self.unread.start += self.session.input(bytes, begun, &mut ToBroker(&self.sender));
+            self.session.delayed(begun.elapsed());
         }
     }
 
