@@ -4,7 +4,7 @@
 //! process. Only moves bytes and says what happened; what it means is decided in [`crate::serve`].
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -12,8 +12,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt};
 use nix::unistd::{read, write};
 use socket2::SockRef;
+use tokio::io::Ready;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{Interest, Ready};
 
 /// What a read or write came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Listener {
                 eprintln!("frontend: a client from vsock context {cid} was turned away");
                 continue;
             }
-            return Ok(Client { socket: pipe::watch(client.into())? });
+            return Ok(Client { socket: pipe::watch(client.into())?, room: None });
         }
     }
 }
@@ -102,27 +102,36 @@ fn is_of_client(error: &io::Error) -> bool {
 /// A connected client of a listening socket.
 pub struct Client {
     socket: AsyncFd<OwnedFd>,
+    /// Watched while there is no room, or nothing to be read: room, and that the client has closed both directions.
+    room: Option<AsyncFd<OwnedFd>>,
 }
 
 impl Client {
-    /// Waits until there is something to read, if `read`, or room to write, if `write`; else for the end of both directions.
+    /// Waits until there is something to read, if `read`, or room to write, if `write`; unless only for reading, also
+    /// for the end of both directions.
     ///
     /// # Errors
-    /// If the runtime is ending.
-    pub async fn wake(&self, read: bool, write: bool) -> io::Result<Wake> {
-        // WRITABLE is always waited for when reading is not: its closing is how a client shows that it is gone.
-        let interest = match (read, write) {
-            (true, false) => Interest::READABLE,
-            (true, true) => Interest::READABLE | Interest::WRITABLE,
-            (false, _) => Interest::WRITABLE,
+    /// If the runtime is ending, or there are no descriptors left.
+    pub async fn wake(&mut self, read: bool, write: bool) -> io::Result<Wake> {
+        if read && !write {
+            self.room = None;
+            drop(self.socket.readable().await?);
+            return Ok(Wake::Readable);
+        }
+        let room = match &mut self.room {
+            Some(room) => room,
+            none => none.insert(pipe::watch_full(self.socket.as_fd())?),
         };
         loop {
-            let mut guard = self.socket.ready(interest).await?;
-            let ready = guard.ready();
-            if read && (ready.is_readable() || ready.is_read_closed()) {
-                return Ok(Wake::Readable);
-            }
-            if ready.is_write_closed() {
+            let mut guard = tokio::select! {
+                biased;
+                guard = self.socket.readable(), if read => {
+                    drop(guard?);
+                    return Ok(Wake::Readable);
+                }
+                guard = room.writable() => guard?,
+            };
+            if guard.ready().is_write_closed() {
                 return Ok(Wake::HungUp);
             }
             // Room is found out by writing; the next edge says that there is some again.
