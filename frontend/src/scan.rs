@@ -106,7 +106,7 @@ mod tests {
         fn the_run_ends_where_a_look_at_each_byte_ends_it(
             bytes in proptest::collection::vec(prop_oneof![20 => 0x20u8..0x7f, 1 => any::<u8>()], 0..200),
         ) {
-            let slow = bytes.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20 || byte >= 0xfe);
+            let slow = bytes.iter().position(|&byte| byte == b'"' || byte == b'\\' || !(0x20..0xfe).contains(&byte));
             let slow = slow.unwrap_or(bytes.len());
             let high = bytes[..slow].iter().any(|&byte| byte >= 0x80);
             prop_assert_eq!(string_run(&bytes, b'"'), (slow, high));

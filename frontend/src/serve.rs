@@ -223,7 +223,7 @@ impl Serving {
                     Wake::Readable => self.read().await?,
                     Wake::Writable => self.is_blocked = false,
                     // What it has not read is dropped, not kept until there is room.
-                    Wake::HungUp => (self.is_deaf, self.is_blocked) = (true, false),
+                    Wake::HungUp => self.is_deaf = true,
                 },
                 Event::Flushed | Event::Time => {
                     self.session.tick(Instant::now(), &mut ToBroker(&self.sender))
@@ -287,7 +287,7 @@ impl Serving {
 
     /// Writes what there is room for.
     fn write(&mut self) -> Result<(), ServeError> {
-        while !self.is_blocked && !self.session.output().is_empty() {
+        while (self.is_deaf || !self.is_blocked) && !self.session.output().is_empty() {
             let output = self.session.output();
             let moved = match &self.link {
                 _ if self.is_deaf => Moved::Bytes(output.len()),

@@ -1,4 +1,5 @@
 //! Order, abandonment, pieces: what the session does between a host and a broker. docs/design.md, "The way of a request".
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may end where it fails")]
 
 mod fake;
 

@@ -43,7 +43,7 @@ const QUEUED: usize = 4096;
 const ENTRY: usize = 64;
 /// Requests answered in front are reported at the latest after so many.
 const COUNTED: u32 = 4096;
-/// A request or output of so many bytes leaves memory behind that is worth giving back.
+/// A request of so many bytes leaves memory behind that is worth giving back.
 const MUCH: usize = 256 * 1024;
 /// A reply of Phoenix's dialect is held whole, up to this; its reads return 4096 bytes.
 const PHOENIX_REPLY: usize = 1 << 20;
@@ -239,6 +239,7 @@ impl Session {
     pub fn sent(&mut self, count: usize, now: Instant, broker: &mut impl Outgoing) {
         let was_full = self.output.is_full();
         self.output.consume(count);
+        self.much |= was_full;
         if was_full && !self.output.is_full() {
             // It was the host that held things up, not the request.
             self.front_since = self.front_since.map(|_| now);
@@ -631,7 +632,6 @@ impl Session {
         if self.counted >= COUNTED {
             self.report_counts(broker);
         }
-        self.much |= self.output.pending().len() >= MUCH;
     }
 
     /// Writes all replies at the front of the queue that are there.
