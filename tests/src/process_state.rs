@@ -31,7 +31,8 @@ pub fn describe(pid: u32, spawner: u32, folder: &Path) -> String {
     let own_namespaces: Vec<&str> = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
         .into_iter()
         .filter(|name| {
-            let [own, others] = [pid, spawner].map(|pid| fs::read_link(format!("/proc/{pid}/ns/{name}")).ok());
+            let [own, others] =
+                [pid, spawner].map(|pid| fs::read_link(format!("/proc/{pid}/ns/{name}")).ok());
             own != others
         })
         .collect();

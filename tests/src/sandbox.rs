@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use jail::Role;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
 };
 use spawner::{Control, FromBroker, FromSpawner};
 
@@ -53,7 +53,8 @@ impl Setup {
     /// # Panics
     /// If they do not come.
     pub fn start(&self) -> Stage {
-        let directory = tempfile::Builder::new().prefix("portreeve-sandbox-").tempdir().expect("there is room");
+        let directory =
+            tempfile::Builder::new().prefix("portreeve-sandbox-").tempdir().expect("there is room");
         let folder = directory.path();
         for role in Role::ALL {
             let program = if self.real.contains(&role) {
@@ -180,8 +181,7 @@ impl Stage {
     /// # Panics
     /// If it does not come.
     pub fn frontend(&self, channel: u16) -> Peer {
-        let wanted =
-            |message: FromSpawner| matches!(message, FromSpawner::Frontend { channel: of, .. } if of == channel);
+        let wanted = |message: FromSpawner| matches!(message, FromSpawner::Frontend { channel: of, .. } if of == channel);
         Peer::of(self.receive(wanted))
     }
 
@@ -373,21 +373,28 @@ impl Compiler {
     /// # Panics
     /// If it cannot be executed.
     pub fn start(probe: &str) -> Self {
-        let directory = tempfile::Builder::new().prefix("portreeve-sandbox-").tempdir().expect("there is room");
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("the directory is ours");
+        Self::start_with(probe, &[])
+    }
+
+    /// As [`Self::start`], with variables in its environment, which `portreeve` leaves empty.
+    ///
+    /// # Panics
+    /// If it cannot be executed.
+    pub fn start_with(probe: &str, environment: &[(&str, &str)]) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("portreeve-sandbox-").tempdir().expect("there is room");
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
+            .expect("the directory is ours");
         let program = directory.path().join(Role::Compile.executable());
         link(Path::new(probe), &program);
         let listener = furnish(directory.path());
-        let (own, its) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .expect("makes a pair");
+        let (own, its) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .expect("makes a pair");
         let child = Command::new(program)
             .args([jail::DEFAULT_UID_BASE.to_string().as_str(), "0"])
             .env_clear()
+            .envs(environment.iter().copied())
             .current_dir("/")
             .stdin(Stdio::from(its.try_clone().expect("duplicates")))
             .stdout(Stdio::from(its))
@@ -435,7 +442,8 @@ fn furnish(folder: &Path) -> UnixListener {
         fs::set_permissions(&place, fs::Permissions::from_mode(0o777)).expect("the directory is ours");
         for name in ["file", "doomed", "program", "moved-allowed", "moved-outside"] {
             fs::write(place.join(name), "content").expect("the directory is ours");
-            fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o777)).expect("the file is ours");
+            fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o777))
+                .expect("the file is ours");
         }
     }
     let path = folder.join("listener");

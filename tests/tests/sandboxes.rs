@@ -86,7 +86,11 @@ fn each_role_can_end_itself_and_return_from_a_signal() {
         let Some(jailed) = Jailed::enter(role, "errno") else { return };
         // There is no frame to return to: the kernel ends who gets that far with SIGSEGV.
         jailed.peer.tell(&format!("calls {}", libc::SYS_rt_sigreturn));
-        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSEGV), libc::SIGSEGV, "{role}");
+        assert_eq!(
+            jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSEGV),
+            libc::SIGSEGV,
+            "{role}"
+        );
     }
 }
 
@@ -161,7 +165,9 @@ fn a_frontend_that_makes_a_refused_call_is_killed_and_the_broker_hears_of_signal
         return;
     }
     let stage = Setup { channels: 8, ..Setup::new(PROBE) }.start();
-    for (number, (instance, frontend)) in samples(Role::Frontend, 8).into_iter().zip((0..).zip(&stage.frontends)) {
+    for (number, (instance, frontend)) in
+        samples(Role::Frontend, 8).into_iter().zip((0..).zip(&stage.frontends))
+    {
         enter(frontend, "kill");
         frontend.tell(&format!("calls {number}"));
         assert_eq!(stage.ended(Role::Frontend, instance).signal(), Some(libc::SIGSYS), "call {number}");
@@ -242,7 +248,11 @@ fn x32_numbers_are_refused_and_deadly() {
         assert_eq!(jailed.peer.ask(&calls), "EPERM EPERM", "{role}");
         let Some(jailed) = Jailed::enter(role, "kill") else { return };
         jailed.peer.tell(&format!("calls {}", libc::SYS_read | 1 << 30));
-        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS), libc::SIGSYS, "{role}");
+        assert_eq!(
+            jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS),
+            libc::SIGSYS,
+            "{role}"
+        );
     }
 }
 
@@ -257,7 +267,11 @@ fn the_i386_gate_is_deadly() {
         // A filter that answers ends the process, too: seccompiler's check of the architecture knows no other action.
         let Some(jailed) = Jailed::enter(role, "errno") else { return };
         jailed.peer.tell("i386");
-        assert_eq!(jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS), libc::SIGSYS, "{role}");
+        assert_eq!(
+            jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSYS),
+            libc::SIGSYS,
+            "{role}"
+        );
     }
 }
 
@@ -302,7 +316,8 @@ fn the_policy_compiler_cannot_get_out() {
 fn ways_out(role: Role) {
     let Some(filtered) = Jailed::enter(role, "errno narrow") else { return };
     let Some(open) = Jailed::enter(role, "open narrow") else { return };
-    let [filtered, open] = [filtered, open].map(|jailed| jailed.peer.ask(&format!("escapes {}", jailed.pids())));
+    let [filtered, open] =
+        [filtered, open].map(|jailed| jailed.peer.ask(&format!("escapes {}", jailed.pids())));
     let mut text = "# What is tried: what comes of it; without the filter.\n".to_owned();
     for (with, without) in filtered.lines().zip(open.lines()) {
         let (name, with) = with.rsplit_once(": ").expect("name and outcome");
@@ -311,7 +326,10 @@ fn ways_out(role: Role) {
         text.push_str(&format!("{name}: {with}; {without}\n"));
     }
     assert_eq!(filtered.lines().count(), open.lines().count());
-    assert!(!filtered.contains("HOLE"), "{role}: a call that is not on the list reached the kernel:\n{filtered}");
+    assert!(
+        !filtered.contains("HOLE"),
+        "{role}: a call that is not on the list reached the kernel:\n{filtered}"
+    );
     golden::compare(&format!("{role}.escapes"), &text);
 }
 
@@ -552,10 +570,9 @@ fn ends_or_passes(number: i64) -> bool {
 
 /// What `policy/seccomp` says about a call.
 fn is_listed(role: Role, number: i64, given: [u64; 6]) -> bool {
-    jail::probe::rules(role)
-        .iter()
-        .filter(|rule| rule.number == number)
-        .any(|rule| rule.conditions.iter().all(|condition| condition.holds(given[usize::from(condition.argument)])))
+    jail::probe::rules(role).iter().filter(|rule| rule.number == number).any(|rule| {
+        rule.conditions.iter().all(|condition| condition.holds(given[usize::from(condition.argument)]))
+    })
 }
 
 /// Arguments that a rule allows; −1 where it does not look.
@@ -577,8 +594,10 @@ fn satisfying(rule: &Rule) -> [u64; 6] {
 fn differences(peer: &Peer, role: Role, tried: &[(i64, [u64; 6])]) -> Vec<String> {
     let mut wrong = Vec::new();
     for part in tried.chunks(256) {
-        let lines: Vec<String> =
-            part.iter().map(|(number, [a, b, c, d, e, f])| format!("{number} {a} {b} {c} {d} {e} {f}")).collect();
+        let lines: Vec<String> = part
+            .iter()
+            .map(|(number, [a, b, c, d, e, f])| format!("{number} {a} {b} {c} {d} {e} {f}"))
+            .collect();
         let answer = peer.ask(&format!("calls {}", lines.join("\n")));
         let words: Vec<&str> = answer.split(' ').collect();
         assert_eq!(words.len(), part.len());

@@ -25,13 +25,15 @@ const RARE: &[(&str, &str, &str)] = &[
     ("restart_syscall", "base", "the kernel's own, after a stop and a continue"),
     ("rt_sigreturn", "base", "a stack overflow is told by std's handler"),
     ("sigaltstack", "base", "the end of main: all but the compiler end by _exit"),
-    ("ppoll", "base", "poll(3) on architectures without poll"),
+    ("poll", "file", "only FIFOs and terminals are waited for"),
+    ("ppoll", "file", "poll(3) on architectures without poll"),
     ("mremap", "base", "realloc of a large block: a matter of the allocator"),
     ("brk", "base", "the allocator's heap grows beyond what it had before the filter"),
     ("madvise", "base", "the allocator gives memory back when it pleases"),
     ("mprotect", "base", "the allocator's arenas of threads"),
     ("munmap", "base", "the allocator, and the stacks of threads"),
     ("epoll_pwait", "tokio", "in newer libc and on other architectures"),
+    ("epoll_pwait", "netadmin", "the same"),
     ("fstat", "file", "one libc has fstat and another newfstatat"),
     ("newfstatat", "file", "the same"),
     ("newfstatat", "query", "the same"),
@@ -43,6 +45,7 @@ const RARE: &[(&str, &str, &str)] = &[
     ("sched_getaffinity", "file", "the same"),
     ("gettid", "file", "the same"),
     ("exit", "file", "the end of a thread: there is none unless one panics"),
+    ("fcntl", "tokio", "only when a socket or channel is full"),
     // Debug builds look at a descriptor before they close it (std::os::fd), release builds do not.
     ("fcntl", "base", "debug builds only"),
 ];
@@ -61,7 +64,8 @@ fn every_call_on_a_list_is_in_use_or_has_a_reason_to_be_rare() {
     for (source, rules) in &lists {
         let used = rules.iter().any(|(role, rule)| seen.get(role).is_some_and(|calls| is_used(rule, calls)));
         let list = source.split('.').next().unwrap_or_default();
-        let rare = RARE.iter().any(|(name, of, _)| *of == list && rules.iter().any(|(_, rule)| rule.name == *name));
+        let rare =
+            RARE.iter().any(|(name, of, _)| *of == list && rules.iter().any(|(_, rule)| rule.name == *name));
         if !used && !rare {
             unused.insert(format!("{source}: {} ({})", rules[0].1.name, rules[0].1.reason));
         }
@@ -129,20 +133,30 @@ fn record() -> BTreeMap<Role, Seen> {
     let script = "mount -t sysfs none /sys && ip link set lo up && ip link add v1 type veth peer name v0 && exec \"$@\"";
     let mut command = Command::new("unshare");
     command
-        .args(["--net", "--mount", "sh", "-ec", script, "sh", "strace", "-ff", "-qq", "-o"])
+        .args(["--net", "--mount", "sh", "-ec", script, "sh", "strace", "-ff", "-qq", "-s", "4096", "-o"])
         .arg(traces.path().join("trace"))
         .args(["-e", "raw=!execve,execveat"])
         .arg(programs::program("portreeve"))
         .args(["run", "--config"])
         .arg(path.join("portreeve.toml"));
     let agent = Agent::start(command, directory);
+    let traced = Traced(&agent);
     ask_everything(&agent, &path);
-    // strace lets go of what it traces when it is killed: the agent is ended first.
-    let spawner = children(agent.pid()).first().copied().expect("strace has started it");
-    signal(spawner, "TERM");
-    assert!(wait_until(|| !is_alive(agent.pid())), "strace does not end");
+    drop(traced);
     drop(agent);
     read(traces.path())
+}
+
+/// An agent below strace, which lets go of what it traces when it is killed: the agent is to be ended first.
+struct Traced<'a>(&'a Agent);
+
+impl Drop for Traced<'_> {
+    fn drop(&mut self) {
+        if let Some(spawner) = children(self.0.pid()).first() {
+            signal(*spawner, "TERM");
+        }
+        wait_until(|| !is_alive(self.0.pid()));
+    }
 }
 
 fn ask_everything(agent: &Agent, path: &Path) {
@@ -151,10 +165,23 @@ fn ask_everything(agent: &Agent, path: &Path) {
     fs::write(&file, vec![b'x'; 3 << 20]).expect("the directory is ours");
     let folder = path.display().to_string();
     for command in [
-        "guest-info", "guest-ping", "guest-get-time", "guest-get-host-name", "guest-get-users", "guest-get-timezone",
-        "guest-get-osinfo", "guest-get-load", "guest-get-cpustats", "guest-get-diskstats", "guest-get-disks",
-        "guest-get-fsinfo", "guest-get-vcpus", "guest-get-memory-blocks", "guest-get-memory-block-info",
-        "guest-network-get-interfaces", "guest-network-get-route",
+        "guest-info",
+        "guest-ping",
+        "guest-get-time",
+        "guest-get-host-name",
+        "guest-get-users",
+        "guest-get-timezone",
+        "guest-get-osinfo",
+        "guest-get-load",
+        "guest-get-cpustats",
+        "guest-get-diskstats",
+        "guest-get-disks",
+        "guest-get-fsinfo",
+        "guest-get-vcpus",
+        "guest-get-memory-blocks",
+        "guest-get-memory-block-info",
+        "guest-network-get-interfaces",
+        "guest-network-get-route",
     ] {
         ask(&mut host, command, json!({}));
     }
@@ -174,12 +201,23 @@ fn ask_everything(agent: &Agent, path: &Path) {
         let handle = ask(&mut host, "guest-file-open", json!({ "path": new, "mode": mode }));
         ask(&mut host, "guest-file-close", json!({ "handle": handle["return"] }));
     }
-    // A FIFO that nobody reads: the open waits in one thread and is given up by a sync.
+    // A FIFO that nobody writes: the read waits in one thread and is given up by a sync.
     let status = Command::new("mkfifo").arg(path.join("fifo")).status().expect("there is mkfifo");
     assert!(status.success());
-    host.send(json!({ "execute": "guest-file-open", "arguments": { "path": format!("{folder}/fifo") } }).to_string());
-    host.send("\n");
+    let fifo = json!({ "path": format!("{folder}/fifo"), "mode": "r+" });
+    let handle = ask(&mut host, "guest-file-open", fifo);
+    let read = json!({ "execute": "guest-file-read", "arguments": { "handle": handle["return"] } });
+    host.send(format!("{read}\n"));
     ask(&mut host, "guest-sync", json!({ "id": 7 }));
+    // A program that runs cannot be written; by force it is replaced.
+    let program = path.join("program");
+    fs::copy("/bin/sleep", &program).expect("there is a sleep command");
+    let mut running = Command::new(&program).arg("60").spawn().expect("it can be executed");
+    let forced = json!({ "path": program.display().to_string(), "mode": "w", "force": true });
+    let forced = ask(&mut host, "file-open", forced);
+    running.kill().expect("it is our child");
+    running.wait().expect("it is our child");
+    assert!(forced["error"].is_null(), "{forced}");
     ask(&mut host, "guest-file-open", json!({ "path": format!("{folder}/nothing") }));
     ask(&mut host, "guest-file-open", json!({ "path": "/proc/self/mem" }));
     for (command, arguments) in [
@@ -217,9 +255,16 @@ fn ask_everything(agent: &Agent, path: &Path) {
     ask(&mut agent.connect(), "guest-ping", json!({}));
 }
 
-/// The reply, whatever it is.
+/// The reply, whatever it is. Those of requests that were given up have no number and are passed over.
 fn ask(host: &mut Host, command: &str, arguments: Value) -> Value {
-    host.ask(json!({ "execute": command, "arguments": arguments }).to_string())
+    let mark = if command.starts_with("guest-") { "id" } else { "tag" };
+    host.send(format!("{}\n", json!({ "execute": command, "arguments": arguments, mark: command })));
+    loop {
+        let reply = tests::agent::json(&host.line());
+        if reply[mark] == command {
+            return reply;
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -243,7 +288,9 @@ fn read(folder: &Path) -> BTreeMap<Role, Seen> {
         let Some(filter) = filter else { continue };
         calls.extend(lines.iter().skip(filter + 1).filter_map(|line| call(line)));
         // Threads are children that never exec.
-        for thread in lines.iter().filter(|line| line.starts_with("clone3(")).filter_map(|line| returned(line)) {
+        for thread in
+            lines.iter().filter(|line| line.starts_with("clone3(")).filter_map(|line| returned(line))
+        {
             let of_thread = traces.get(&thread).map_or("", String::as_str);
             calls.extend(of_thread.lines().filter_map(call));
         }
@@ -255,7 +302,8 @@ fn read(folder: &Path) -> BTreeMap<Role, Seen> {
 fn role_of(text: &str) -> Option<(Role, usize)> {
     text.lines().enumerate().find_map(|(number, line)| {
         let program = line.strip_prefix("execve").filter(|rest| rest.contains(" = 0"))?;
-        let role = Role::ALL.into_iter().find(|role| program.contains(&format!("{}\", \"", role.executable())))?;
+        let role =
+            Role::ALL.into_iter().find(|role| program.contains(&format!("{}\", \"", role.executable())))?;
         Some((role, number + 1))
     })
 }

@@ -49,7 +49,11 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
         ("read a file outside", outside.clone(), libc::O_RDONLY),
         ("write a file outside", outside.clone(), libc::O_WRONLY),
         ("truncate a file outside", outside.clone(), libc::O_WRONLY | libc::O_TRUNC),
-        ("create a file in /", c"/portreeve-escape".to_owned(), libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL),
+        (
+            "create a file in /",
+            c"/portreeve-escape".to_owned(),
+            libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL,
+        ),
         ("write core_pattern", c"/proc/sys/kernel/core_pattern".to_owned(), libc::O_WRONLY),
         ("write /dev/kmsg", c"/dev/kmsg".to_owned(), libc::O_WRONLY),
         ("read another role's memory", memory.clone(), libc::O_RDONLY),
@@ -58,12 +62,9 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
     ];
     for (name, path, flags) in &files {
         let flags = u64::from((flags | libc::O_CLOEXEC).unsigned_abs());
-        let how = OpenHow { flags, mode: if flags & libc::O_CREAT as u64 == 0 { 0 } else { 0o600 }, resolve: 0 };
-        table.attempt(
-            &format!("{name} (openat)"),
-            libc::SYS_openat,
-            [HERE, text(path), flags, 0o600],
-        );
+        let how =
+            OpenHow { flags, mode: if flags & libc::O_CREAT as u64 == 0 { 0 } else { 0o600 }, resolve: 0 };
+        table.attempt(&format!("{name} (openat)"), libc::SYS_openat, [HERE, text(path), flags, 0o600]);
         table.attempt(
             &format!("{name} (openat2)"),
             libc::SYS_openat2,
@@ -206,11 +207,7 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
     };
     table.attempt("bind a port", libc::SYS_bind, [inet, address(&local), 16]);
     table.attempt("connect to a port", libc::SYS_connect, [inet, address(&local), 16]);
-    table.attempt(
-        "make a raw socket",
-        libc::SYS_socket,
-        [libc::AF_INET as u64, libc::SOCK_RAW as u64, 1],
-    );
+    table.attempt("make a raw socket", libc::SYS_socket, [libc::AF_INET as u64, libc::SOCK_RAW as u64, 1]);
     table.attempt(
         "make a packet socket",
         libc::SYS_socket,
@@ -247,19 +244,16 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
     table.attempt("raise an ambient capability", libc::SYS_prctl, ambient);
     table.attempt("unlock the securebits", libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, 0]);
     table.attempt("take back no_new_privs", libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 0, 0, 0, 0]);
-    table.attempt("take back memory-deny-write-execute", libc::SYS_prctl, [
-        libc::PR_SET_MDWE as u64,
-        0,
-        nothing[0],
-        nothing[1],
-        nothing[2],
-    ]);
-    table.attempt("raise a limit", libc::SYS_prlimit64, [
-        0,
-        u64::from(libc::RLIMIT_NPROC),
-        address(&[100_u64, 100]),
-        0,
-    ]);
+    table.attempt(
+        "take back memory-deny-write-execute",
+        libc::SYS_prctl,
+        [libc::PR_SET_MDWE as u64, 0, nothing[0], nothing[1], nothing[2]],
+    );
+    table.attempt(
+        "raise a limit",
+        libc::SYS_prlimit64,
+        [0, u64::from(libc::RLIMIT_NPROC), address(&[100_u64, 100]), 0],
+    );
     table.forbidden("unshare the users", libc::SYS_unshare, [libc::CLONE_NEWUSER as u64]);
     table.text
 }

@@ -17,7 +17,8 @@ const EMPTY: u64 = libc::AT_EMPTY_PATH as u64;
 pub(crate) fn try_all(folder: &Path) -> String {
     let mut rows = String::new();
     for (name, attempt) in ROWS {
-        let [inside, outside] = ["allowed", "outside"].map(|place| describe(&attempt(&Place::new(folder, place))));
+        let [inside, outside] =
+            ["allowed", "outside"].map(|place| describe(&attempt(&Place::new(folder, place))));
         writeln!(rows, "{name}: {inside}, {outside}").unwrap();
     }
     rows
@@ -85,7 +86,11 @@ const ROWS: &[Row] = &[
         let (name, value) = (c"user.portreeve", c"x");
         let set = make(libc::SYS_setxattr, &[text(&place.path("file")), text(name), text(value), 1, 0]);
         // As far as the filesystem: it has no attributes of users.
-        if set.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) { Ok(0) } else { set }
+        if set.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EOPNOTSUPP)) {
+            Ok(0)
+        } else {
+            set
+        }
     }),
     ("chown by an empty path", |place| {
         make(libc::SYS_fchownat, &[handle_only(&place.path("file"))?, text(c""), 0, 0, EMPTY])

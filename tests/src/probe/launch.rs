@@ -17,7 +17,9 @@ use spawner::{Channel, Descriptors, Method, Plan};
 
 /// `launch FOLDER SPAWNER UID_BASE WORKERS CHANNELS`; the log is descriptor 2.
 pub(crate) fn launch(arguments: &[OsString]) {
-    let [folder, spawner, base, workers, channels] = arguments else { panic!("five arguments: {arguments:?}") };
+    let [folder, spawner, base, workers, channels] = arguments else {
+        panic!("five arguments: {arguments:?}")
+    };
     let folder = PathBuf::from(folder);
     let number = |text: &OsString| text.to_str().unwrap().parse::<u32>().unwrap();
     let paths: Vec<PathBuf> =

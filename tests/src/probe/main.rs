@@ -184,7 +184,8 @@ fn parse(line: &str) -> Call {
 /// Connects to the test and gives it the control socket: from now on the test is the broker towards the spawner.
 fn meet(folder: &Path) -> RawFd {
     let meeting = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(meeting.as_raw_fd(), &UnixAddr::new(folder.join("meeting").as_os_str().as_bytes()).unwrap()).unwrap();
+    connect(meeting.as_raw_fd(), &UnixAddr::new(folder.join("meeting").as_os_str().as_bytes()).unwrap())
+        .unwrap();
     let text = std::process::id().to_string();
     let control = [ControlMessage::ScmRights(&[3])];
     let parts = [io::IoSlice::new(text.as_bytes())];

@@ -48,6 +48,9 @@ pub(crate) fn i386_getpid() -> i64 {
 /// The newest Landlock ABI that the kernel knows, 0 if none; `landlock_create_ruleset(2)`.
 pub(crate) fn landlock_abi() -> usize {
     const VERSION: u64 = 1;
-    call(Call { number: libc::SYS_landlock_create_ruleset.cast_unsigned(), arguments: [0, 0, VERSION, 0, 0, 0] })
-        .unwrap_or(0)
+    call(Call {
+        number: libc::SYS_landlock_create_ruleset.cast_unsigned(),
+        arguments: [0, 0, VERSION, 0, 0, 0],
+    })
+    .unwrap_or(0)
 }
