@@ -143,7 +143,7 @@ impl Agent {
         let stream = UnixStream::connect(&self.socket).expect("the agent listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
-        Host { stream, received: Vec::new() }
+        Host { stream, received: Vec::new(), taken: 0 }
     }
 
     /// The main process.
@@ -176,20 +176,19 @@ impl Agent {
             .into_iter()
             .filter_map(|pid| {
                 let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-                let name = program.file_name()?.to_str()?.strip_prefix("portreeve-")?.to_owned();
-                Some((name, pid))
+                let name = program.file_name()?.to_str()?.strip_prefix("portreeve-")?;
+                // A child that has not got so far as to execute its own program.
+                (name != "spawner").then(|| (name.to_owned(), pid))
             })
             .collect()
     }
 
-    /// The process id of the process with this name.
+    /// The process id of the process with this name: waits for it.
     ///
     /// # Panics
     /// If there is none.
     pub fn process(&self, name: &str) -> u32 {
-        let processes = self.processes();
-        let found = processes.iter().find(|(known, _)| known == name);
-        found.unwrap_or_else(|| panic!("no {name} among {processes:?}:\n{}", self.log())).1
+        self.successor(name, 0)
     }
 
     /// The process id of the process that was started in the place of `pid`, which has this name: waits for it.
@@ -292,6 +291,20 @@ pub fn signal(pid: u32, name: &str) {
         .expect("there is a kill command");
 }
 
+/// Stops a process and waits until all of its threads stand still.
+///
+/// # Panics
+/// If they do not.
+pub fn stop(pid: u32) {
+    signal(pid, "STOP");
+    let stands = |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'));
+    let stopped = wait_until(|| {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        threads.flatten().all(|thread| std::fs::read_to_string(thread.path().join("stat")).is_ok_and(stands))
+    });
+    assert!(stopped, "process {pid} does not stop");
+}
+
 /// Whether a process exists and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -324,11 +337,13 @@ pub struct Host {
     /// For what a test does beyond lines.
     pub stream: UnixStream,
     received: Vec<u8>,
+    /// Bytes of these that were returned as lines.
+    taken: usize,
 }
 
 impl From<UnixStream> for Host {
     fn from(stream: UnixStream) -> Self {
-        Host { stream, received: Vec::new() }
+        Host { stream, received: Vec::new(), taken: 0 }
     }
 }
 
@@ -355,14 +370,16 @@ impl Host {
     /// If the agent closes the channel.
     pub fn line_within(&mut self, limit: Duration) -> Option<Vec<u8>> {
         let begin = Instant::now();
-        let mut searched = 0;
+        let mut searched = self.taken;
         loop {
-            if let Some(found) = self.received.iter().skip(searched).position(|byte| *byte == b'\n') {
-                let rest = self.received.split_off(searched + found + 1);
-                let mut line = std::mem::replace(&mut self.received, rest);
-                line.pop();
+            if let Some(length) = self.received.iter().skip(searched).position(|byte| *byte == b'\n') {
+                let end = searched + length;
+                let line = self.received.get(self.taken..end).unwrap_or_default().to_vec();
+                self.taken = end + 1;
                 return Some(line);
             }
+            self.received.drain(..self.taken);
+            self.taken = 0;
             searched = self.received.len();
             let left = limit.checked_sub(begin.elapsed())?;
             self.stream
@@ -372,6 +389,7 @@ impl Host {
             match self.stream.read(&mut buffer) {
                 Ok(0) => panic!("the agent closed the channel"),
                 Ok(length) => self.received.extend(buffer.iter().take(length)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     return None;
                 }

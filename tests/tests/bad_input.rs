@@ -4,7 +4,6 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -36,12 +35,16 @@ fn send_and_synchronise(agent: &Agent, host: &mut Host, bytes: Vec<u8>, id: u32)
     writer.set_write_timeout(Some(PATIENCE)).unwrap();
     let sync = format!("\n{{\"execute\":\"guest-sync-delimited\",\"arguments\":{{\"id\":{id}}}}}\n");
     let writing = std::thread::spawn(move || {
-        writer.write_all(&bytes).and_then(|()| writer.write_all(b"\xff")).and_then(|()| writer.write_all(sync.as_bytes()))
+        writer
+            .write_all(&bytes)
+            .and_then(|()| writer.write_all(b"\xff"))
+            .and_then(|()| writer.write_all(sync.as_bytes()))
     });
     let expected = format!("{{\"return\": {id}}}");
     let mut lines = Vec::new();
     loop {
-        let line = host.line_within(PATIENCE).unwrap_or_else(|| panic!("no answer to sync {id}:\n{}", agent.log()));
+        let line =
+            host.line_within(PATIENCE).unwrap_or_else(|| panic!("no answer to sync {id}:\n{}", agent.log()));
         if line.strip_prefix(b"\xff") == Some(expected.as_bytes()) {
             writing.join().unwrap().unwrap();
             return lines;
@@ -70,10 +73,10 @@ impl Noise {
 fn random_bytes_are_answered_with_errors_and_end_nothing() {
     let agent = Agent::run("qga", "qemu-ga");
     let mut host = agent.connect();
-    let before = agent.processes();
+    let before = agent.process("frontend");
     let lines = send_and_synchronise(&agent, &mut host, Noise(1).bytes(1 << 18), 1);
     assert!(lines.iter().all(|line| line.starts_with(b"{\"error\": ")), "an answer that is none");
-    assert_eq!(agent.processes(), before);
+    assert_eq!(agent.process("frontend"), before);
 }
 
 #[test]
@@ -143,7 +146,9 @@ fn the_data_of_a_large_write_is_not_held_whole() {
     let mut host = agent.connect();
     let path = agent.path("file");
     let handle = host.call("guest-file-open", json!({ "path": text(&path), "mode": "w" }));
-    let mut request = format!("{{\"execute\":\"guest-file-write\",\"arguments\":{{\"handle\":{handle},\"buf-b64\":\"").into_bytes();
+    let mut request =
+        format!("{{\"execute\":\"guest-file-write\",\"arguments\":{{\"handle\":{handle},\"buf-b64\":\"")
+            .into_bytes();
     request.resize(request.len() + (48 << 20), b'A');
     request.extend(b"\"}}");
     let lines = send_and_synchronise(&agent, &mut host, request, 1);
@@ -155,10 +160,10 @@ fn the_data_of_a_large_write_is_not_held_whole() {
 
 // qobject/json-streamer.c, MAX_TOKEN_COUNT: 2 Mi
 #[test]
-fn five_million_tokens_are_an_error_and_bounded_in_memory() {
+fn two_million_tokens_are_an_error_and_bounded_in_memory() {
     let agent = Agent::run("qga", "qemu-ga");
     let mut host = agent.connect();
-    let request = [&b"["[..], &b"1,".repeat(2_500_000)].concat();
+    let request = [&b"["[..], &b"1,".repeat(1_048_700)].concat();
     let lines = send_and_synchronise(&agent, &mut host, request, 1);
     let text = String::from_utf8(lines[0].clone()).unwrap();
     assert!(text.contains("JSON token count limit exceeded"), "{text}");
@@ -212,7 +217,14 @@ fn policy() -> Policy {
         outcome: Outcome::Allow,
         origin: Origin { place: "test".to_owned(), line: 1 },
         commands: Vec::new(),
-        groups: vec![Group::Agent, Group::Query, Group::NetQuery, Group::NetChange, Group::FileRead, Group::Exec],
+        groups: vec![
+            Group::Agent,
+            Group::Query,
+            Group::NetQuery,
+            Group::NetChange,
+            Group::FileRead,
+            Group::Exec,
+        ],
         channels: Vec::new(),
         dialects: Vec::new(),
     };
@@ -477,7 +489,6 @@ fn what_is_said_of_jobs_that_a_worker_does_not_have_does_no_harm_or_ends_it() {
     for role in WORKERS {
         let mut worker = Alone::greeted(role);
         worker.send_as_about(77, &ToWorker::Abandon);
-        worker.send_as_about(77, &ToWorker::Forget(u64::MAX));
         assert!(worker.lives_on(), "{role}: late news are no fault");
         worker.send_as_about(77, &ToWorker::Piece);
         let _ = send(worker.socket().as_raw_fd(), b"noise", MsgFlags::MSG_NOSIGNAL);
@@ -490,8 +501,10 @@ fn what_is_said_of_jobs_that_a_worker_does_not_have_does_no_harm_or_ends_it() {
 fn welcomed() -> Alone {
     let frontend = Alone::start(Role::Frontend);
     frontend.send_as(&ToFrontend::Hello(hello()));
-    let verdicts = authorize::served(&policy(), "test", Dialect::Qga).map(|(command, served)| (command.id(), served));
-    let welcome = Welcome { channel: channel(), verdicts: verdicts.collect(), versions: Vec::new() };
+    let policy = policy();
+    let served = authorize::served(&policy, "test", Dialect::Qga);
+    let verdicts = served.map(|(command, served)| (command.id(), served)).collect();
+    let welcome = Welcome { channel: channel(), verdicts, versions: Vec::new() };
     frontend.send_as(&ToFrontend::Welcome(welcome));
     frontend
 }
@@ -736,7 +749,10 @@ fn answer(frontend: &Pipe<FromFrontend, ToFrontend>) -> proto::Answer {
 /// The worker is killed, and its job answered for it.
 fn kills_the_worker(broker: &LoneBroker, frontend: &Pipe<FromFrontend, ToFrontend>) {
     assert_eq!(broker.next().1, FromBroker::Kill { kind: Role::Query, instance: 0 });
-    broker.control.send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, None).unwrap();
+    broker
+        .control
+        .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, None)
+        .unwrap();
     let proto::Answer::Failed(failed) = answer(frontend) else { panic!("no failure") };
     assert!(failed.text.contains("query worker"), "{failed}");
 }
@@ -870,11 +886,9 @@ fn with_a_query_worker(program: &Path) -> Agent {
     std::fs::create_dir(&folder).unwrap();
     for name in ["", "-spawner", "-compile", "-broker", "-frontend", "-file", "-net", "-netadmin", "-exec"] {
         let name = format!("portreeve{name}");
-        let (from, to) = (programs::program(&name), folder.join(&name));
-        // Its own path is looked for in the kernel, where a link shows what it leads to.
-        if name == "portreeve" { std::fs::copy(from, to).map(drop).unwrap() } else { symlink(from, to).unwrap() }
+        std::fs::copy(programs::program(&name), folder.join(&name)).unwrap();
     }
-    symlink(program, folder.join("portreeve-query")).unwrap();
+    std::fs::copy(program, folder.join("portreeve-query")).unwrap();
     let configuration = "policy = \"qemu-ga\"\n[[channel]]\nname = \"a\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\
                          [state]\ndirectory = \"DIR/state\"\n[audit]\nsink = \"off\"\n";
     let command = run(folder.join("portreeve"), directory.path(), configuration);
@@ -931,7 +945,10 @@ fn a_worker_that_ends_again_and_again_is_not_started_without_end() {
     let begin = Instant::now();
     let answers: Vec<String> = (0..30).map(|_| host.refused("guest-get-host-name", json!({}))).collect();
     let last = answers.last().unwrap();
-    assert!(answers.iter().any(|answer| answer.contains("it has ended too often in the last seconds")), "{last}");
+    assert!(
+        answers.iter().any(|answer| answer.contains("it has ended too often in the last seconds")),
+        "{last}"
+    );
     assert!(begin.elapsed() < PATIENCE);
     host.call("guest-ping", json!({}));
     let broker = agent.process("broker");

@@ -133,7 +133,10 @@ fn get_load() {
 fn get_memory_block_info() {
     let agent = started(&[]);
     let reply = agent.connect().ask("{'execute': 'guest-get-memory-block-info'}");
-    assert!(reply["return"]["size"].as_i64().is_some_and(|size| size > 0) || reply["error"].is_object(), "{reply}");
+    assert!(
+        reply["return"]["size"].as_i64().is_some_and(|size| size > 0) || reply["error"].is_object(),
+        "{reply}"
+    );
 }
 
 #[test]
@@ -141,7 +144,9 @@ fn get_memory_blocks() {
     let agent = started(&[]);
     let reply = agent.connect().ask("{'execute': 'guest-get-memory-blocks'}");
     match reply["return"].as_array() {
-        Some(blocks) => assert!(blocks.iter().all(|block| block["phys-index"].is_number() && block["online"].is_boolean())),
+        Some(blocks) => assert!(
+            blocks.iter().all(|block| block["phys-index"].is_number() && block["online"].is_boolean())
+        ),
         None => assert!(reply["error"].is_object(), "{reply}"),
     }
 }
@@ -482,7 +487,8 @@ fn a_configuration_file_that_was_named_must_exist() {
 fn a_log_file_that_cannot_be_opened_is_status_1() {
     let directory = private_directory();
     let socket = directory.path().join("sock");
-    let options = ["-m", "unix-listen", "-p", text(&socket), "-t", text(directory.path()), "-l", "/nonexistent/log"];
+    let options =
+        ["-m", "unix-listen", "-p", text(&socket), "-t", text(directory.path()), "-l", "/nonexistent/log"];
     let output = output(directory.path(), &options);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("unable to open specified log file"), "{}", stderr(&output));
@@ -493,8 +499,10 @@ fn a_log_file_that_cannot_be_opened_is_status_1() {
 fn the_command_line_goes_before_the_configuration_file() {
     let directory = private_directory();
     let file = directory.path().join("conf");
-    std::fs::write(&file, "[general]\nmethod=isa-serial\npath=/dev/fromfile\nblock-rpcs=guest-exec\n").unwrap();
-    let output = output(directory.path(), &["-D", "-c", text(&file), "-p", "/dev/fromline", "-b", "guest-ping"]);
+    std::fs::write(&file, "[general]\nmethod=isa-serial\npath=/dev/fromfile\nblock-rpcs=guest-exec\n")
+        .unwrap();
+    let output =
+        output(directory.path(), &["-D", "-c", text(&file), "-p", "/dev/fromline", "-b", "guest-ping"]);
     let dump = stdout(&output);
     assert!(dump.contains("\nmethod=isa-serial\n") && dump.contains("\npath=/dev/fromline\n"), "{dump}");
     assert!(dump.contains("\nblock-rpcs=guest-exec,guest-ping\n"), "{dump}");
@@ -504,7 +512,8 @@ fn the_command_line_goes_before_the_configuration_file() {
 fn a_dump_can_be_read_back() {
     let directory = private_directory();
     let file = directory.path().join("conf");
-    let options = ["-D", "-b", "guest-exec", "-a", "guest-exec,guest-ping", "-F/opt/hook", "-v", "-l", "/tmp/a b"];
+    let options =
+        ["-D", "-b", "guest-exec", "-a", "guest-exec,guest-ping", "-F/opt/hook", "-v", "-l", "/tmp/a b"];
     let first = stdout(&output(directory.path(), &options));
     std::fs::write(&file, &first).unwrap();
     assert_eq!(stdout(&output(directory.path(), &["-D", "-c", text(&file)])), first);

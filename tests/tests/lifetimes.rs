@@ -6,8 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tests::agent::{Agent, children, is_alive, private_directory, signal, text, wait_until};
-use tests::{programs, processes::descriptors};
+use tests::agent::{Agent, children, is_alive, private_directory, signal, stop, text, wait_until};
+use tests::{processes::descriptors, programs};
 
 /// An init system waits longer, a user does not.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -83,7 +83,7 @@ fn sigterm_ends_the_agent_while_a_worker_hangs() {
     let mut agent = Agent::run("qga", "qemu-ga");
     let mut host = agent.connect();
     host.call("guest-get-host-name", json!({}));
-    signal(agent.process("query"), "STOP");
+    stop(agent.process("query"));
     host.send("{\"execute\":\"guest-get-host-name\"}");
     sleep(Duration::from_millis(50));
     let family = family(&agent);
@@ -203,7 +203,7 @@ fn a_request_whose_worker_is_killed_is_answered_and_says_so() {
     let mut host = agent.connect();
     host.call("guest-file-open", json!({ "path": "/etc/passwd" }));
     let worker = agent.process("file");
-    signal(worker, "STOP");
+    stop(worker);
     host.send("{\"execute\":\"guest-file-open\",\"arguments\":{\"path\":\"/etc/passwd\"},\"id\":7}");
     sleep(Duration::from_millis(50));
     signal(worker, "KILL");
@@ -225,7 +225,9 @@ fn open_files_that_were_lost_with_their_worker_say_so() {
     assert!(wait_until(|| !is_alive(worker)));
     assert_eq!(
         host.refused("guest-file-read", json!({ "handle": handle })),
-        format!("handle '{handle}' has not been found: it was lost when the file worker ended; open the file again")
+        format!(
+            "handle '{handle}' has not been found: it was lost when the file worker ended; open the file again"
+        )
     );
     // Only once: afterwards it is a number like any other.
     assert_eq!(
@@ -246,7 +248,10 @@ fn numbers_of_open_files_go_on_after_the_agent_was_started_again() {
     let mut host = agent.connect();
     let second = host.call("guest-file-open", json!({ "path": "/etc/passwd" })).as_i64().unwrap();
     assert!(second > first, "{second} after {first}");
-    assert_eq!(host.refused("guest-file-read", json!({ "handle": first })), "handle '1000' has not been found");
+    assert_eq!(
+        host.refused("guest-file-read", json!({ "handle": first })),
+        "handle '1000' has not been found"
+    );
 }
 
 #[test]
@@ -299,7 +304,10 @@ fn programs_can_be_asked_about_from_the_next_connection() {
         status = agent.connect().call("guest-exec-status", json!({ "pid": pid }));
         status["exited"] == true
     }));
-    assert_eq!(status, json!({ "exited": true, "exitcode": 3, "out-data": "ZG9uZQo=" }));
+    assert_eq!(
+        status,
+        json!({ "exited": true, "exitcode": 3, "out-data": "ZG9uZQo=", "out-truncated": false })
+    );
     let refused = agent.connect().refused("guest-exec-status", json!({ "pid": pid }));
     assert_eq!(refused, format!("PID {pid} does not exist"));
 }
@@ -319,7 +327,9 @@ fn programs_that_a_killed_worker_had_started_are_known_to_be_lost() {
     signal(program, "KILL");
     assert_eq!(
         refused,
-        format!("PID {pid} does not exist: the exec worker that had started it ended, and what was known of it is lost")
+        format!(
+            "PID {pid} does not exist: the exec worker that had started it ended, and what was known of it is lost"
+        )
     );
     assert!(survived, "a program ends with the worker that started it");
     host.call("guest-exec", json!({ "path": "true" }));
@@ -369,7 +379,7 @@ fn there_are_1024_open_files_and_no_more() {
     assert_eq!((&replies[0]["return"], &replies[1023]["return"]), (&json!(1000), &json!(2023)));
     assert_eq!(
         host.refused("guest-file-open", json!({ "path": "/etc/passwd" })),
-        "failed to open file '/etc/passwd': Too many open files"
+        "failed to open file '/etc/passwd' (mode: 'r'): Too many open files"
     );
     host.call("guest-file-close", json!({ "handle": 1500 }));
     host.call("guest-file-open", json!({ "path": "/etc/passwd" }));
@@ -379,7 +389,8 @@ fn there_are_1024_open_files_and_no_more() {
 fn there_are_128_running_programs_and_no_more() {
     let agent = Agent::run("qga", "qemu-ga");
     let mut host = agent.connect();
-    let exec = json!({ "execute": "guest-exec", "arguments": { "path": "sleep", "arg": ["60"] } }).to_string();
+    let exec =
+        json!({ "execute": "guest-exec", "arguments": { "path": "sleep", "arg": ["60"] } }).to_string();
     let replies: Vec<_> = (0..128).map(|_| host.ask(&exec)).collect();
     let refused = host.ask(&exec);
     let pids: Vec<u32> =

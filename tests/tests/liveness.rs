@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tests::agent::{Agent, Host, is_alive, json, private_directory, run, signal, text, wait_until};
+use tests::agent::{Agent, Host, is_alive, json, private_directory, run, signal, stop, text, wait_until};
 use tests::processes::descriptors;
 use tests::programs;
 
@@ -78,7 +78,8 @@ impl BesideHungFiles {
 
     fn open(&self) -> String {
         let path = self.agent.path("hung/file");
-        let open = json!({ "execute": "guest-file-open", "arguments": { "path": text(&path) }, "id": "stuck" });
+        let open =
+            json!({ "execute": "guest-file-open", "arguments": { "path": text(&path) }, "id": "stuck" });
         format!("{open}\n")
     }
 
@@ -224,7 +225,7 @@ fn replies_leave_in_the_order_of_the_requests_one_for_each() {
     let mut host = agent.connect();
     host.call("guest-get-host-name", json!({}));
     let worker = agent.process("query");
-    signal(worker, "STOP");
+    stop(worker);
     host.send(
         "{\"execute\":\"guest-get-host-name\",\"id\":1}{\"execute\":\"guest-ping\",\"id\":2}\
          {\"execute\":\"guest-file-open\",\"arguments\":{\"path\":\"/etc/passwd\"},\"id\":3}\
@@ -254,7 +255,7 @@ fn a_sync_abandons_what_hangs_before_it() {
     let mut host = agent.connect();
     host.call("guest-get-host-name", json!({}));
     let worker = agent.process("query");
-    signal(worker, "STOP");
+    stop(worker);
     host.send(HOST_NAME);
     sleep(STUCK);
     let begin = Instant::now();
@@ -272,7 +273,7 @@ fn a_delimited_sync_abandons_what_hangs_before_it() {
     let mut host = agent.connect();
     host.call("guest-get-host-name", json!({}));
     let worker = agent.process("query");
-    signal(worker, "STOP");
+    stop(worker);
     host.send(HOST_NAME);
     sleep(STUCK);
     host.send("{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":5}}\n");
@@ -291,7 +292,7 @@ fn a_file_that_is_opened_after_a_sync_has_abandoned_it_is_closed_again() {
     let before = descriptors(worker);
     std::fs::write(agent.path("late"), "").unwrap();
     let late = agent.path("late");
-    signal(worker, "STOP");
+    stop(worker);
     host.send(json!({ "execute": "guest-file-open", "arguments": { "path": text(&late) } }).to_string());
     sleep(STUCK);
     host.send("{\"execute\":\"guest-sync\",\"arguments\":{\"id\":1}}\n");
@@ -309,7 +310,7 @@ fn a_program_that_starts_after_a_sync_has_abandoned_it_does_not_live() {
     let mut host = agent.connect();
     host.call("guest-exec", json!({ "path": "true" }));
     let worker = agent.process("exec");
-    signal(worker, "STOP");
+    stop(worker);
     let survived = agent.path("survived");
     let script = format!("sleep 0.5; touch {}", survived.display());
     let exec = json!({ "execute": "guest-exec", "arguments": { "path": "sh", "arg": ["-c", script] } });
@@ -329,7 +330,7 @@ fn a_worker_that_hangs_is_replaced() {
     let mut host = agent.connect();
     host.call("guest-get-host-name", json!({}));
     let worker = agent.process("query");
-    signal(worker, "STOP");
+    stop(worker);
     let (stuck, other, _) = beside(&mut host, "{\"execute\":\"guest-get-host-name\",\"id\":1}\n", HOST_NAME);
     assert_eq!(stuck["error"]["class"], "GenericError");
     assert!(other["return"]["host-name"].is_string(), "{other}");
@@ -343,7 +344,7 @@ fn phoenix_answers_in_the_order_of_completion() {
     let mut host = agent.connect();
     host.ask("{\"execute\":\"sysinfo\",\"tag\":\"warm\"}");
     let worker = agent.process("query");
-    signal(worker, "STOP");
+    stop(worker);
     host.send("{\"execute\":\"sysinfo\",\"tag\":\"slow\"}\n{\"execute\":\"ping\",\"tag\":\"fast\"}\n");
     host.send("{\"execute\":\"get-netifaces\",\"tag\":\"other\"}\n");
     let (first, second) = (json(&host.line()), json(&host.line()));
@@ -357,10 +358,12 @@ fn phoenix_does_what_is_asked_of_one_file_in_the_order_of_the_requests() {
     let agent = Agent::run("phoenix", "qemu-ga");
     let mut host = agent.connect();
     let path = agent.path("file");
-    let open = json!({ "execute": "file-open", "arguments": { "path": text(&path), "mode": "w" }, "tag": "o" });
+    let open =
+        json!({ "execute": "file-open", "arguments": { "path": text(&path), "mode": "w" }, "tag": "o" });
     let handle = host.ask(open.to_string())["return"].clone();
     let line = |number: u32| {
-        let bytes = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{number:04}\n"));
+        let bytes =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{number:04}\n"));
         let arguments = json!({ "handle_id": handle, "bufb64": bytes, "eof": number == 299 });
         format!("{}\n", json!({ "execute": "file-write", "arguments": arguments, "tag": number.to_string() }))
     };
@@ -379,7 +382,8 @@ fn three_hundred_pipelined_writes_arrive_in_order() {
     let path = agent.path("file");
     let handle = host.call("guest-file-open", json!({ "path": text(&path), "mode": "w" }));
     let write = |number: u32| {
-        let bytes = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{number:04}\n"));
+        let bytes =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("{number:04}\n"));
         let arguments = json!({ "handle": handle, "buf-b64": bytes });
         json!({ "execute": "guest-file-write", "arguments": arguments, "id": number }).to_string()
     };

