@@ -226,7 +226,12 @@ impl Serving {
                     Wake::HungUp => self.is_deaf = true,
                 },
                 Event::Flushed | Event::Time => {
-                    self.session.tick(Instant::now(), &mut ToBroker(&self.sender))
+                    let now = Instant::now();
+                    self.session.tick(now, &mut ToBroker(&self.sender));
+                    if self.trim_at.is_some_and(|trim_at| now >= trim_at) {
+                        self.trim_at = None;
+                        jail::memory::give_back();
+                    }
                 }
             }
         }

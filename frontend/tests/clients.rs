@@ -107,6 +107,14 @@ impl Frontend {
         wake_ups(&self.task)
     }
 
+    /// Processor time used, in ticks: spinning causes no voluntary switches.
+    fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(self.task.with_file_name("stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
     /// The broker goes: the frontend ends by itself.
     fn end(self) -> Result<(), ServeError> {
         drop(self.broker);
@@ -289,6 +297,25 @@ fn a_channel_without_requests_causes_no_wake_ups() {
     let before = frontend.wake_ups();
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(frontend.wake_ups(), before);
+    frontend.end().unwrap();
+}
+
+/// Its memory is given back a little later, once.
+#[test]
+fn after_a_large_request_there_is_quiet_again() {
+    let (mut frontend, socket) = Frontend::listening();
+    let mut client = socket.connect();
+    let text = "QUJD".repeat(100_000);
+    let write = format!(r#"{{"execute":"guest-file-write","arguments":{{"handle":1,"buf-b64":"{text}"}}}}"#);
+    client.write_all(write.as_bytes()).unwrap();
+    let (id, _) = frontend.next_request();
+    let written = Reply::File(file::Reply::Write(file::Written { count: 300_000, eof: false }));
+    frontend.send(id, &ToFrontend::Answer(Answer::Done(written)), b"");
+    assert_eq!(line(&client), "{\"return\": {\"count\": 300000, \"eof\": false}}\n");
+    std::thread::sleep(Duration::from_millis(400));
+    let before = (frontend.wake_ups(), frontend.ticks());
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!((frontend.wake_ups(), frontend.ticks()), before);
     frontend.end().unwrap();
 }
 
