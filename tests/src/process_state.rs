@@ -102,7 +102,12 @@ fn link(pid: u32, name: &str, folder: &Path) -> String {
 /// open(2)'s flags as `/proc/PID/fdinfo` has them, octal.
 fn flag_names(octal: &str) -> String {
     let flags = i32::from_str_radix(octal, 8).expect("a number");
-    let mut names = vec![["read", "write", "read and write", "?"][usize::try_from(flags & 3).unwrap_or(3)]];
+    let access = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => "read",
+        libc::O_WRONLY => "write",
+        _ => "read and write",
+    };
+    let mut names = vec![access];
     for (flag, name) in [
         (libc::O_APPEND, "append"),
         (libc::O_NONBLOCK, "nonblock"),

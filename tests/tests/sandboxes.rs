@@ -3,6 +3,8 @@
 //!
 //! Needs root, filters and Landlock: without them tests are left out with a line on standard error, and fail in CI.
 //! `UPDATE_GOLDEN=1` rewrites `tests/golden`.
+#![forbid(unsafe_code)]
+#![expect(clippy::indexing_slicing, reason = "arguments are six, and a test may panic")]
 
 use std::collections::BTreeSet;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -615,7 +617,7 @@ fn list(role: Role) -> String {
     let mut text = String::new();
     for rule in jail::probe::rules(role) {
         let conditions: Vec<String> = rule.conditions.iter().map(condition).collect();
-        text.push_str(&format!("{} {}", rule.name, conditions.join(", ")).trim_end().to_owned());
+        text.push_str(format!("{} {}", rule.name, conditions.join(", ")).trim_end());
         text.push('\n');
     }
     text

@@ -5,6 +5,7 @@
 //! `a_worker_is_born_with_exactly_its_descriptors_and_an_empty_environment`); lost wake-ups, empty and cut messages on SEQPACKET
 //! (`broker/pipe`); decoding without a limit, bytes left over (`broker/pipe`, `policy/authorize`); x32 numbers (`sandboxes.rs`,
 //! `x32_numbers_are_refused_and_deadly`).
+#![forbid(unsafe_code)]
 
 use std::fs;
 use std::path::Path;

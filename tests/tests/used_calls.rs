@@ -3,6 +3,8 @@
 //!
 //! The agent runs under strace, as root, in a network of its own. What counts is what a process calls after its filter is on, and
 //! all of what its other threads call.
+#![forbid(unsafe_code)]
+#![expect(clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -16,7 +16,7 @@ const FSOPEN: i64 = 430;
 const PIDFD_GETFD: i64 = 438;
 const FCHMODAT2: i64 = 452;
 
-const HERE: u64 = libc::AT_FDCWD as u32 as u64;
+const HERE: u64 = libc::AT_FDCWD.cast_unsigned() as u64;
 const O_TMPFILE: u64 = libc::O_TMPFILE as u64;
 
 /// linux/openat2.h, `struct open_how`.
@@ -188,7 +188,8 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
     table.connect_to("connect to a socket in a folder", unix, listener.as_bytes());
     let hidden = format!("\0portreeve-test-{other}");
     table.bind_to("bind an abstract socket", unix, hidden.as_bytes());
-    let second = call(Call { number: libc::SYS_socket as u64, arguments: [1, 1, 0, 0, 0, 0] });
+    let second =
+        call(Call { number: libc::SYS_u64::from(socket.cast_unsigned()), arguments: [1, 1, 0, 0, 0, 0] });
     // The test listens there. Where the network is another, the name is as well.
     let name = [b"\0", probe.folder.file_name().unwrap_or_default().as_bytes()].concat();
     table.connect_to("connect to an abstract socket", second.map_or(u64::MAX, |number| number as u64), &name);
@@ -325,10 +326,10 @@ impl Table<'_> {
         message[4] = 19;
         message[6] = 5;
         message[20..24].copy_from_slice(&0x7fff_fff0_u32.to_ne_bytes());
-        let sent = [socket as u64, address(&message), 32, 0, 0, 0];
+        let sent = [u64::from(socket.cast_unsigned()), address(&message), 32, 0, 0, 0];
         let result = call(Call { number: libc::SYS_sendto as u64, arguments: sent });
         let mut answer = [0_u8; 256];
-        let receive = [socket as u64, address_mut(&mut answer), 256, 0, 0, 0];
+        let receive = [u64::from(socket.cast_unsigned()), address_mut(&mut answer), 256, 0, 0, 0];
         let received = call(Call { number: libc::SYS_recvfrom as u64, arguments: receive });
         let outcome = match (result, received) {
             (Ok(32), Ok(length)) if length >= 20 => {

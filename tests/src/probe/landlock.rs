@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::raw::{Call, call, describe};
 
-const HERE: u64 = libc::AT_FDCWD as u32 as u64;
+const HERE: u64 = libc::AT_FDCWD.cast_unsigned() as u64;
 const FCHMODAT2: i64 = 452;
 const EMPTY: u64 = libc::AT_EMPTY_PATH as u64;
 
