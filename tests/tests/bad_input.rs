@@ -1,6 +1,7 @@
 //! Hostile input: on the channel, on the sockets between the processes, and from a worker.
 //!
 //! Whoever breaks a protocol is ended or ends, with a line on the log; nobody hangs, nobody else notices.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what tests share may fail as tests do")]
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -64,6 +65,10 @@ impl Noise {
         self.0
     }
 
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).unwrap()
+    }
+
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         std::iter::repeat_with(|| self.next().to_le_bytes()[0]).take(count).collect()
     }
@@ -93,9 +98,9 @@ fn requests_with_a_few_wrong_bytes_are_answered_and_end_nothing() {
     let before = agent.process("frontend");
     let mut noise = Noise(2);
     for id in 0..300 {
-        let mut request = REQUESTS[noise.next() as usize % REQUESTS.len()].as_bytes().to_vec();
+        let mut request = REQUESTS[noise.below(REQUESTS.len())].as_bytes().to_vec();
         for _ in 0..=noise.next() % 3 {
-            let place = noise.next() as usize % request.len();
+            let place = noise.below(request.len());
             match noise.next() % 3 {
                 0 => request[place] = noise.next().to_le_bytes()[0],
                 1 => drop(request.remove(place)),
@@ -560,6 +565,26 @@ fn a_frontend_ends_when_the_broker_goes() {
     frontend.socket = None;
     let (status, log) = frontend.end();
     assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_compiler_that_is_given_noise_says_so_and_ends() {
+    let directory = private_directory();
+    let noise = directory.path().join("noise");
+    std::fs::write(&noise, Noise(7).bytes(1 << 16)).unwrap();
+    let mut command = Command::new(programs::program("portreeve-compile"));
+    command.args(["0", "0"]).env_clear().stdin(std::fs::File::open(&noise).unwrap());
+    if programs::is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && log.contains("not a bundle of policy texts"),
+        "{} {log}",
+        output.status
+    );
+    assert!(output.stdout.is_empty());
 }
 
 // ---------------------------------------------------------------- at the broker

@@ -2,6 +2,7 @@
 //!
 //! The first part is what QEMU's own tests/unit/test-qga.c does, row by row; the second the command line, the exit status and the
 //! files of qemu-ga.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what tests share may fail as tests do")]
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

@@ -1,4 +1,5 @@
 //! How long things live: the agent, its processes, and what it holds for its clients.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what tests share may fail as tests do")]
 
 use std::io::Write;
 use std::path::Path;
@@ -59,6 +60,18 @@ fn sigint_ends_the_agent_with_status_0() {
     let (status, time) = agent.wait();
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(time < AT_ONCE, "{time:?}");
+}
+
+// qga/main.c sets no handler for it: the default is to end.
+#[test]
+fn sighup_ends_the_agent_as_it_ends_qemu_ga() {
+    let mut agent = Agent::run("qga", "qemu-ga");
+    agent.connect().call("guest-get-host-name", json!({}));
+    let family = family(&agent);
+    signal(agent.pid(), "HUP");
+    let (status, _) = agent.wait();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(1), "{status}");
+    assert!(none_is_left(&family));
 }
 
 // qemu-ga spins and ignores SIGTERM until its client reads.
@@ -222,7 +235,7 @@ fn open_files_that_were_lost_with_their_worker_say_so() {
     let handle = host.call("guest-file-open", json!({ "path": "/etc/passwd" })).as_i64().unwrap();
     let worker = agent.process("file");
     signal(worker, "KILL");
-    assert!(wait_until(|| !is_alive(worker)));
+    assert!(wait_until(|| agent.log().contains("the file worker ended")));
     assert_eq!(
         host.refused("guest-file-read", json!({ "handle": handle })),
         format!(
@@ -320,7 +333,7 @@ fn programs_that_a_killed_worker_had_started_are_known_to_be_lost() {
     let pid = host.call("guest-exec", exec)["pid"].clone();
     let worker = agent.process("exec");
     signal(worker, "KILL");
-    assert!(wait_until(|| !is_alive(worker)));
+    assert!(wait_until(|| agent.log().contains("the exec worker ended")));
     let refused = host.refused("guest-exec-status", json!({ "pid": pid }));
     let program = u32::try_from(pid.as_u64().unwrap()).unwrap();
     let survived = is_alive(program);

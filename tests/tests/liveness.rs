@@ -2,6 +2,7 @@
 //!
 //! What hangs is a worker that was stopped (`SIGSTOP`), or one thread of it in a file system that never answers: a FUSE mount
 //! whose server does not read its device.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what tests share may fail as tests do")]
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -157,6 +158,48 @@ fn a_healthy_file_is_read_beside_an_open_that_hangs() {
         time
     });
     assert!(time < LIVELY, "{time:?}");
+}
+
+fn fifo(agent: &Agent) -> String {
+    let path = agent.path("fifo");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    text(&path).to_owned()
+}
+
+// fopen(3) would wait for a writer.
+#[test]
+fn a_fifo_that_nobody_writes_to_is_opened_and_read_without_waiting() {
+    let agent = Agent::run("qga", "qemu-ga");
+    let path = fifo(&agent);
+    let mut host = agent.connect();
+    let handle = host.call("guest-file-open", json!({ "path": path }));
+    let time = fastest(|| {
+        let begin = Instant::now();
+        host.send(format!("{{\"execute\":\"guest-file-read\",\"arguments\":{{\"handle\":{handle}}}}}"));
+        host.send(PING);
+        let _read = host.line();
+        assert_eq!(json(&host.line()), json!({ "return": {}, "id": "ping" }));
+        begin.elapsed()
+    });
+    assert!(time < LIVELY, "{time:?}");
+}
+
+#[test]
+fn phoenix_answers_a_ping_beside_a_read_that_waits_for_a_writer() {
+    let agent = Agent::run("phoenix", "qemu-ga");
+    let path = fifo(&agent);
+    let mut host = agent.connect();
+    let open = json!({ "execute": "file-open", "arguments": { "path": path }, "tag": "o" });
+    let handle = host.ask(open.to_string())["return"].clone();
+    let read = json!({ "execute": "file-read", "arguments": { "handle_id": handle }, "tag": "r" });
+    host.send(format!("{read}\n"));
+    sleep(STUCK);
+    let begin = Instant::now();
+    assert_eq!(host.ask("{\"execute\":\"ping\",\"tag\":\"p\"}"), json!({ "return": "0.7.2", "tag": "p" }));
+    assert!(begin.elapsed() < LIVELY, "{:?}", begin.elapsed());
+    std::fs::write(&path, "now").unwrap();
+    let read = json(&host.line());
+    assert_eq!(read, json!({ "return": { "bufb64": "bm93", "eof": false }, "tag": "r" }));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! What the policy permits, and what the audit log says of it, as seen from outside.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "what tests share may fail as tests do")]
 
 use serde_json::{Value, json};
 use tests::agent::{Agent, private_directory, text, wait_until};
