@@ -1,6 +1,7 @@
-//! Has the policy compiled by `portreeve-compile`, in a process without rights.
+//! Has a policy file compiled by `portreeve-compile`, in a process without rights.
 //!
-//! What comes back was made by a parser of text, so it is decoded with bounds. Whatever goes wrong, there is a policy
+//! A preset is part of this program, not text from outside: it is compiled here, which saves a third of the time that
+//! the agent takes to start. What comes back was made by a parser of text, so it is decoded with bounds. Whatever goes wrong, there is a policy
 //! afterwards: one that serves sync, ping and info only, and says why.
 
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use authorize::Policy;
-use compile::Bundle;
+use compile::{Bundle, Source};
 use jail::Role;
 
 use crate::say::{Level, log};
@@ -21,10 +22,17 @@ const LIMIT: usize = 16 * 1024 * 1024;
 /// The compiler's exit status for a text that is wrong; it has said so itself.
 const WRONG_TEXT: i32 = 1;
 
-/// A compilation under way.
-pub(crate) struct Compiling {
-    child: Child,
-    form: OwnedFd,
+/// A compilation, under way or done.
+pub(crate) enum Compiling {
+    /// In a process of its own.
+    Child {
+        /// The process.
+        child: Child,
+        /// Where it writes.
+        form: OwnedFd,
+    },
+    /// Here.
+    Done(Policy),
 }
 
 /// Starts the compiler found in `executables`. Its complaints go to our standard error.
@@ -32,6 +40,13 @@ pub(crate) struct Compiling {
 /// # Errors
 /// A text for the log.
 pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Result<Compiling, String> {
+    if let Source::Preset(_) = bundle.source {
+        let compiled = compile::compile(bundle).map_err(|complaint| complaint.to_string())?;
+        for warning in &compiled.warnings {
+            log(Level::Warning, warning);
+        }
+        return Ok(Compiling::Done(compiled.policy));
+    }
     let text = bundle.encode().map_err(|error| error.to_string())?;
     let program = executables.join(Role::Compile.executable());
     let started = || -> io::Result<Compiling> {
@@ -46,19 +61,23 @@ pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Resul
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(form.try_clone()?))
             .spawn()?;
-        Ok(Compiling { child, form })
+        Ok(Compiling::Child { child, form })
     };
     started().map_err(|error| format!("cannot start {}: {error}", program.display()))
 }
 
 impl Compiling {
     /// Waits for the end and takes the policy.
-    pub(crate) fn finish(mut self) -> Policy {
-        let policy =
-            self.child.wait().map_err(|error| error.to_string()).and_then(|status| match status.code() {
-                Some(0 | WRONG_TEXT) => read(&self.form),
-                _ => Err(format!("the policy compiler ended with {status}")),
-            });
+    pub(crate) fn finish(self) -> Policy {
+        let policy = match self {
+            Compiling::Done(policy) => Ok(policy),
+            Compiling::Child { mut child, form } => {
+                child.wait().map_err(|error| error.to_string()).and_then(|status| match status.code() {
+                    Some(0 | WRONG_TEXT) => read(&form),
+                    _ => Err(format!("the policy compiler ended with {status}")),
+                })
+            }
+        };
         let policy = policy.unwrap_or_else(|why| {
             log(Level::Critical, &why);
             Policy::closed(why)
