@@ -188,8 +188,7 @@ pub(crate) fn try_all(probe: &Probe, pids: &str) -> String {
     table.connect_to("connect to a socket in a folder", unix, listener.as_bytes());
     let hidden = format!("\0portreeve-test-{other}");
     table.bind_to("bind an abstract socket", unix, hidden.as_bytes());
-    let second =
-        call(Call { number: libc::SYS_u64::from(socket.cast_unsigned()), arguments: [1, 1, 0, 0, 0, 0] });
+    let second = call(Call { number: libc::SYS_socket as u64, arguments: [1, 1, 0, 0, 0, 0] });
     // The test listens there. Where the network is another, the name is as well.
     let name = [b"\0", probe.folder.file_name().unwrap_or_default().as_bytes()].concat();
     table.connect_to("connect to an abstract socket", second.map_or(u64::MAX, |number| number as u64), &name);
