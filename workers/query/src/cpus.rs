@@ -1,6 +1,7 @@
 //! CPUs: which there are and whether they are online (sysfs), and what they did (`/proc/stat`).
 
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 
 use proto::Failed;
 use proto::query::{CpuStats, LogicalProcessor};
@@ -8,7 +9,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::failed;
-use crate::root::{Folder, Root, number_after};
+use crate::root::{Folder, Root, number_after, read_at_start};
 
 const FOLDER: &str = "/sys/devices/system/cpu";
 
@@ -16,7 +17,88 @@ const FOLDER: &str = "/sys/devices/system/cpu";
 /// (include/asm-generic/param.h).
 const TICK: u64 = 10;
 
-/// Every CPU that the kernel knows, in the kernel's order.
+/// What is known of the CPUs from one request to the next, since hosts ask often.
+///
+/// Which there are and which can be taken out of use changes only when the kernel's `present` mask does; both masks are
+/// read anew for each request, from files that stay open.
+#[derive(Default)]
+pub(crate) struct Processors {
+    masks: Option<Masks>,
+    /// The `present` mask, and what was found while it was so.
+    known: Option<(Vec<u8>, Vec<Known>)>,
+}
+
+/// A CPU's number, and whether it can be taken out of use.
+type Known = (i64, bool);
+
+/// The kernel's lists of CPUs, as `0-3,8` (Documentation/admin-guide/cputopology.rst).
+struct Masks {
+    present: OwnedFd,
+    online: OwnedFd,
+}
+
+impl Processors {
+    /// Every CPU that the kernel knows, in the kernel's order.
+    ///
+    /// # Errors
+    /// As [`logical_processors`].
+    pub(crate) fn all(&mut self, root: &Root) -> Result<Vec<LogicalProcessor>, Failed> {
+        if self.masks.is_none() {
+            self.masks = Masks::open(root).ok();
+        }
+        // A kernel without these masks is asked CPU by CPU.
+        let Some(masks) = &self.masks else { return logical_processors(root) };
+        let (mut present, mut online) = ([0; MASK], [0; MASK]);
+        let read = (read_at_start(&masks.present, &mut present), read_at_start(&masks.online, &mut online));
+        let (Ok(present), Ok(online)) = read else {
+            self.masks = None;
+            return logical_processors(root);
+        };
+        match &self.known {
+            Some((then, cpus)) if then == present => {
+                let processor = |&(logical_id, can_offline): &Known| {
+                    let online = !can_offline || is_in(online, logical_id);
+                    LogicalProcessor { logical_id, online, can_offline: Some(can_offline) }
+                };
+                Ok(cpus.iter().map(processor).collect())
+            }
+            _ => {
+                let present = present.to_vec();
+                let processors = logical_processors(root)?;
+                let can_offline = |cpu: &LogicalProcessor| (cpu.logical_id, cpu.can_offline == Some(true));
+                self.known = Some((present, processors.iter().map(can_offline).collect()));
+                Ok(processors)
+            }
+        }
+    }
+}
+
+/// Longer than the list of any machine: a list of single CPUs takes five bytes for each.
+const MASK: usize = 4096;
+
+impl Masks {
+    fn open(root: &Root) -> rustix::io::Result<Self> {
+        Ok(Masks {
+            present: root.open(&format!("{FOLDER}/present"))?,
+            online: root.open(&format!("{FOLDER}/online"))?,
+        })
+    }
+}
+
+/// Whether a list such as `0-3,8` holds a number.
+fn is_in(list: &[u8], number: i64) -> bool {
+    let number_of = |text: &[u8]| std::str::from_utf8(text).ok()?.trim().parse::<i64>().ok();
+    list.split(|&byte| byte == b',').any(|range| {
+        let mut ends = range.splitn(2, |&byte| byte == b'-').map(number_of);
+        match (ends.next().flatten(), ends.next()) {
+            (Some(first), None) => first == number,
+            (Some(first), Some(Some(last))) => (first..=last).contains(&number),
+            _ => false,
+        }
+    })
+}
+
+/// Every CPU that the kernel knows, in the kernel's order, from its own folder.
 ///
 /// # Errors
 /// sysfs is not there, or an `online` file cannot be read.
@@ -92,6 +174,39 @@ mod tests {
 
     fn processor(logical_id: i64, online: bool, can_offline: bool) -> LogicalProcessor {
         LogicalProcessor { logical_id, online, can_offline: Some(can_offline) }
+    }
+
+    #[test]
+    fn a_list_of_cpus_holds_its_numbers_and_ranges() {
+        let held: Vec<i64> = (0..12).filter(|number| is_in(b"0-2,5,8-9\n", *number)).collect();
+        assert_eq!(held, [0, 1, 2, 5, 8, 9]);
+        assert!(!is_in(b"\n", 0));
+    }
+
+    #[test]
+    fn what_is_remembered_of_cpus_follows_the_masks() {
+        let tree = Tree::new()
+            .folder("/sys/devices/system/cpu/cpu0")
+            .file("/sys/devices/system/cpu/cpu1/online", "1\n")
+            .file("/sys/devices/system/cpu/present", "0-1\n")
+            .file("/sys/devices/system/cpu/online", "0-1\n");
+        let root = tree.root();
+        let mut processors = Processors::default();
+        let mut ask = |root: &Root| {
+            let mut all = processors.all(root).unwrap();
+            all.sort_by_key(|processor| processor.logical_id);
+            all
+        };
+        assert_eq!(ask(&root), [processor(0, true, false), processor(1, true, true)]);
+        let tree = tree
+            .file("/sys/devices/system/cpu/online", "0\n")
+            .file("/sys/devices/system/cpu/cpu1/online", "0\n");
+        assert_eq!(ask(&root), [processor(0, true, false), processor(1, false, true)]);
+        let tree = tree
+            .file("/sys/devices/system/cpu/cpu2/online", "0\n")
+            .file("/sys/devices/system/cpu/present", "0-2\n");
+        assert_eq!(ask(&root).len(), 3);
+        drop(tree);
     }
 
     #[test]

@@ -34,7 +34,8 @@ use crate::root::Root;
 fn main() {
     let mut birth = Birth::of(Role::Query);
     let settings = birth.settings();
-    let guest = Guest {
+    let mut guest = Guest {
+        processors: cpus::Processors::default(),
         root: Root::system(),
         time_zone: settings.time_zone.clone(),
         os_release: settings.os_release.clone(),
@@ -46,6 +47,7 @@ fn main() {
 /// Where the facts come from.
 struct Guest {
     root: Root,
+    processors: cpus::Processors,
     /// `$TZ`, if set.
     time_zone: Option<String>,
     /// `$QGA_OS_RELEASE`, if set.
@@ -65,7 +67,7 @@ impl Guest {
             .collect()
     }
 
-    fn answer(&self, request: Request) -> Result<Reply, Failed> {
+    fn answer(&mut self, request: Request) -> Result<Reply, Failed> {
         let root = &self.root;
         Ok(match request {
             Request::Time(_) => Reply::Time(kernel::nanoseconds_since_epoch()),
@@ -78,7 +80,7 @@ impl Guest {
             Request::DiskStats(_) => Reply::DiskStats(disks::statistics(root)?),
             Request::Disks(_) => Reply::Disks(disks::disks(root)?),
             Request::FsInfo(_) => Reply::FsInfo(filesystems::filesystems(root)?),
-            Request::Vcpus(_) => Reply::Vcpus(cpus::logical_processors(root)?),
+            Request::Vcpus(_) => Reply::Vcpus(self.processors.all(root)?),
             Request::MemoryBlocks(_) => Reply::MemoryBlocks(memory::blocks(root)?),
             Request::MemoryBlockInfo(_) => Reply::MemoryBlockInfo(memory::block_info(root)?),
             Request::SysInfo(_) => Reply::SysInfo(sysinfo::sys_info(root)?),

@@ -1,7 +1,7 @@
 //! Reading files, links and folders, with as few system calls as it takes.
 //!
-//! Every open is for reading, with the flags that the role's filter knows. Nothing is kept open between requests and
-//! nothing is remembered: what is read may be different the next time.
+//! Every open is for reading, with the flags that the role's filter knows. Nothing that may be different the next time is
+//! remembered.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -49,6 +49,11 @@ impl Root {
     /// Reads once into `buffer`: enough for a file in sysfs, and for a regular file that is known to fit.
     pub(crate) fn read<'b>(&self, path: &str, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
         read_once(open(CWD, &self.path(path.as_bytes()), OFlags::empty())?, buffer)
+    }
+
+    /// Opens a file to be read again and again with [`read_at_start`].
+    pub(crate) fn open(&self, path: &str) -> Result<OwnedFd> {
+        open(CWD, &self.path(path.as_bytes()), OFlags::empty())
     }
 
     /// Reads to the end.
@@ -142,6 +147,17 @@ fn open(at: BorrowedFd<'_>, path: &Path, directory: OFlags) -> Result<OwnedFd> {
 fn read_once(file: OwnedFd, buffer: &mut [u8]) -> Result<&[u8]> {
     loop {
         match rustix::io::read(&file, &mut *buffer) {
+            Ok(length) => return Ok(buffer.get(..length).unwrap_or_default()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Reads once from the beginning: sysfs makes the content anew for each such read.
+pub(crate) fn read_at_start<'b>(file: &OwnedFd, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
+    loop {
+        match rustix::io::pread(file, &mut *buffer, 0) {
             Ok(length) => return Ok(buffer.get(..length).unwrap_or_default()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
