@@ -440,7 +440,10 @@ impl Supervisor {
                     }
                 }
             }
-            FromBroker::Ready => self.waiting.ready(),
+            FromBroker::Ready => {
+                self.waiting.ready();
+                jail::memory::let_go_of_start_code();
+            }
             FromBroker::Stop { status } => self.end(status.into()),
         }
     }

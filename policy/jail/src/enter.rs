@@ -28,6 +28,7 @@ use nix::unistd::{
 
 use crate::Role;
 use crate::landlock_rules::{self, TRUNCATE_SINCE};
+use crate::memory;
 use crate::roles::{Network, RootView, Row, row};
 use crate::seccomp::{self, Mismatch};
 
@@ -331,6 +332,9 @@ pub(crate) fn enter_with(
     if row.limits.nothing_else && row.threads {
         no_processes().map_err(failed(Step::Limits, ADVICE_KERNEL))?;
     }
+
+    // The role that everything was for is a fraction of the code that has run so far.
+    memory::let_go_of_start_code();
 
     // B12
     if let Some(filter) = filter {
