@@ -22,6 +22,8 @@ pub(crate) struct Ask {
     credit: Cell<u16>,
     /// Pieces of the payload that have come and not been used.
     pieces: RefCell<VecDeque<Vec<u8>>>,
+    /// Bytes of the payload that have not come.
+    missing: Cell<u64>,
     changed: Notify,
 }
 
@@ -32,6 +34,7 @@ impl Ask {
         channel: Rc<str>,
         outbox: Rc<Outbox<ToFrontend>>,
         first: &[u8],
+        length: u64,
     ) -> Self {
         let pieces = if first.is_empty() { VecDeque::new() } else { VecDeque::from([first.to_vec()]) };
         Ask {
@@ -43,6 +46,7 @@ impl Ask {
             cancelled: Cell::new(false),
             credit: Cell::new(limits::WINDOW),
             pieces: RefCell::new(pieces),
+            missing: Cell::new(length.saturating_sub(first.len() as u64)),
             changed: Notify::new(),
         }
     }
@@ -55,6 +59,7 @@ impl Ask {
         }
         pieces.push_back(bytes.to_vec());
         drop(pieces);
+        self.missing.set(self.missing.get().saturating_sub(bytes.len() as u64));
         self.changed.notify_one();
         true
     }
@@ -91,11 +96,13 @@ impl Ask {
     }
 
     /// The next piece of the payload; nothing if the request was abandoned before all had come.
-    /// Whoever uses it asks for a further one.
+    /// Whoever uses it asks for a further one, if there is one.
     pub(crate) async fn next_piece(&self) -> Option<Vec<u8>> {
         loop {
             if let Some(piece) = self.pieces.borrow_mut().pop_front() {
-                self.outbox.send(self.id, 0, &ToFrontend::More(1), &[]);
+                if self.missing.get() > 0 {
+                    self.outbox.send(self.id, 0, &ToFrontend::More(1), &[]);
+                }
                 return Some(piece);
             }
             if self.abandoned.get() {

@@ -201,7 +201,8 @@ impl Lanes {
         if state.asks.values().filter(|ask| !ask.is_abandoned()).count() >= limits::REQUESTS_IN_FLIGHT {
             return Err("more requests than may be under way".to_owned());
         }
-        let ask = Rc::new(Ask::new(id, lane, self.channel.clone(), self.outbox.clone(), payload));
+        let length = request.payload().map_or(0, |payload| payload.length);
+        let ask = Rc::new(Ask::new(id, lane, self.channel.clone(), self.outbox.clone(), payload, length));
         if state.asks.len() >= UNDER_WAY {
             let text = "the agent is busy: earlier requests have not finished; try again later";
             ask.answer(proto::Answer::Failed(proto::Failed::new(text)), &[]);
