@@ -12,7 +12,7 @@ use std::time::Duration;
 use jail::Role;
 use pipe::Receiver;
 use proto::message::{FromWorker, Hello, Job, ToWorker};
-use proto::{Failed, PeerFault, Privilege, Reply, limits};
+use proto::{Command, Failed, PeerFault, Privilege, Reply, limits};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -80,8 +80,11 @@ enum State {
 }
 
 /// Where the events of one job arrive.
-#[derive(Default)]
 struct Slot {
+    command: &'static Command,
+    /// Pieces of the reply that the worker may still send, and pieces of the payload that it has not said it took.
+    pieces: Cell<u16>,
+    untaken: Cell<u16>,
     events: RefCell<VecDeque<Event>>,
     arrived: Notify,
     /// Set when nobody waits any more: what to do with a late success.
@@ -253,7 +256,7 @@ impl Instance {
     pub(crate) fn run(self: &Rc<Self>, job: Job, deadline: Duration, payload: &[u8]) -> Running {
         let id = self.next_job.get();
         self.next_job.set(id + 1);
-        let slot = Rc::new(Slot::default());
+        let slot = Rc::new(Slot::new(job.request.command()));
         if self.has_ended() {
             slot.push(Event::Lost(self.lost()));
         } else {
@@ -296,8 +299,17 @@ impl Instance {
     ) -> Result<(), String> {
         let slot = self.jobs.borrow().get(&id).cloned().ok_or("an answer to a job that it does not have")?;
         let event = match message {
-            FromWorker::Piece(stream) => Event::Piece(stream, payload.to_vec()),
-            FromWorker::Taken => Event::Taken,
+            FromWorker::Piece(stream) => {
+                use_up(&slot.pieces, "a piece that it was not asked for")?;
+                Event::Piece(stream, payload.to_vec())
+            }
+            FromWorker::Taken => {
+                use_up(&slot.untaken, "that it took what it was not given")?;
+                Event::Taken
+            }
+            FromWorker::Answer(Ok(reply)) if !std::ptr::eq(reply.command(), slot.command) => {
+                return Err(format!("a reply of {} to {}", reply.command().name(), slot.command.name()));
+            }
             FromWorker::Answer(result) => {
                 self.jobs.borrow_mut().remove(&id);
                 self.idle_since.set(Instant::now());
@@ -318,7 +330,25 @@ impl Instance {
     }
 }
 
+/// What a worker may say so often; an error is its fault.
+fn use_up(allowance: &Cell<u16>, what: &str) -> Result<(), String> {
+    let left = allowance.get().checked_sub(1).ok_or_else(|| what.to_owned())?;
+    allowance.set(left);
+    Ok(())
+}
+
 impl Slot {
+    fn new(command: &'static Command) -> Self {
+        Slot {
+            command,
+            pieces: Cell::new(limits::WINDOW),
+            untaken: Cell::new(1),
+            events: RefCell::default(),
+            arrived: Notify::new(),
+            late: RefCell::default(),
+        }
+    }
+
     fn push(&self, event: Event) {
         self.events.borrow_mut().push_back(event);
         self.arrived.notify_one();
@@ -358,11 +388,13 @@ impl Running {
 
     /// Sends a further piece of the job's payload.
     pub(crate) fn piece(&self, bytes: &[u8]) {
+        self.slot.untaken.set(self.slot.untaken.get().saturating_add(1));
         self.instance.send(self.id, 0, &ToWorker::Piece, bytes);
     }
 
     /// Lets the worker send that many more pieces of the reply.
     pub(crate) fn more(&self, count: u16) {
+        self.slot.pieces.set(self.slot.pieces.get().saturating_add(count));
         self.instance.send(self.id, 0, &ToWorker::More(count), &[]);
     }
 

@@ -790,11 +790,24 @@ fn say(worker: &OwnedFd, id: u64, message: &FromWorker, payload: &[u8]) {
     Pipe::<FromWorker, ToWorker>::new(worker.try_clone().unwrap()).send(id, 0, message, payload).unwrap();
 }
 
+/// As [`hired`]; the worker has said hello and been given its first job, whose number is returned.
+fn employed(broker: &LoneBroker) -> (Pipe<FromFrontend, ToFrontend>, OwnedFd, u64) {
+    let (frontend, worker) = hired(broker);
+    say(&worker, 0, &worker_hello(), &[]);
+    let pipe = Pipe::<FromWorker, ToWorker>::new(worker.try_clone().unwrap());
+    let mut buffer = Pipe::<FromWorker, ToWorker>::buffer();
+    loop {
+        let received = pipe.receive(&mut buffer).unwrap().expect("the broker lives");
+        if let ToWorker::Job(_) = received.message {
+            return (frontend, worker, received.id);
+        }
+    }
+}
+
 #[test]
 fn the_broker_has_a_worker_killed_that_sends_noise() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
+    let (frontend, worker, _job) = employed(&broker);
     send(worker.as_raw_fd(), &Noise(6).bytes(64), MsgFlags::MSG_NOSIGNAL).unwrap();
     kills_the_worker(&broker, &frontend);
 }
@@ -818,8 +831,7 @@ fn the_broker_has_a_worker_killed_that_is_another_worker() {
 #[test]
 fn the_broker_has_a_worker_killed_that_answers_what_it_was_not_asked() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
+    let (frontend, worker, _job) = employed(&broker);
     say(&worker, 4711, &FromWorker::Answer(Err(Failed::new("x"))), &[]);
     kills_the_worker(&broker, &frontend);
 }
@@ -827,8 +839,7 @@ fn the_broker_has_a_worker_killed_that_answers_what_it_was_not_asked() {
 #[test]
 fn the_broker_has_a_worker_killed_that_says_hello_twice() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
+    let (frontend, worker, _job) = employed(&broker);
     say(&worker, 0, &worker_hello(), &[]);
     kills_the_worker(&broker, &frontend);
 }
@@ -836,10 +847,8 @@ fn the_broker_has_a_worker_killed_that_says_hello_twice() {
 #[test]
 fn the_broker_has_a_worker_killed_that_refuses_what_it_permitted() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
-    // Its first job.
-    say(&worker, 1, &FromWorker::Refused("preset:1".to_owned()), &[]);
+    let (frontend, worker, job) = employed(&broker);
+    say(&worker, job, &FromWorker::Refused("preset:1".to_owned()), &[]);
     kills_the_worker(&broker, &frontend);
 }
 
@@ -847,24 +856,22 @@ fn the_broker_has_a_worker_killed_that_refuses_what_it_permitted() {
 #[test]
 fn an_answer_of_another_kind_of_worker_does_not_reach_the_host() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
+    let (frontend, worker, job) = employed(&broker);
     let reply = exec::Reply::Exec(exec::Started { pid: 1 });
-    say(&worker, 1, &FromWorker::Answer(Ok(reply.into())), &[]);
+    say(&worker, job, &FromWorker::Answer(Ok(reply.into())), &[]);
     kills_the_worker(&broker, &frontend);
 }
 
 #[test]
 fn a_worker_that_sends_more_than_it_may_is_killed() {
     let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &worker_hello(), &[]);
+    let (frontend, worker, job) = employed(&broker);
     let piece = vec![0; proto::limits::PIECE];
     let socket = worker.try_clone().unwrap();
     // Until the broker closes the socket or, before this test's patience ends, has said that it is to be killed.
     let flood = std::thread::spawn(move || {
         let pipe = Pipe::<FromWorker, ToWorker>::new(socket);
-        (0..2000).all(|_| pipe.send(1, 0, &FromWorker::Piece(0), &piece).is_ok())
+        (0..2000).all(|_| pipe.send(job, 0, &FromWorker::Piece(0), &piece).is_ok())
     });
     assert_eq!(broker.next().1, FromBroker::Kill { kind: Role::Query, instance: 0 });
     nix::sys::socket::shutdown(worker.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();

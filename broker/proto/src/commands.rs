@@ -156,6 +156,14 @@ macro_rules! commands {
             streams: &[$($($crate::Stream { member: $member, always: $always }),+)?],
         }),+];
 
+        impl Reply {
+            /// The command that this is a reply of.
+            pub fn command(&self) -> &'static $crate::Command {
+                let row = match self { $(Reply::$variant(_) => Row::$variant as usize),+ };
+                COMMANDS.get(row).expect("the enum and the table come from the same rows")
+            }
+        }
+
         impl Request {
             /// The command this is a call of.
             pub fn command(&self) -> &'static $crate::Command {

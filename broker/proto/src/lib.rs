@@ -71,6 +71,13 @@ macro_rules! privileges {
         #[serde(untagged)]
         pub enum Reply { $($(#[$doc])* $name($reply)),+ }
 
+        impl Reply {
+            /// The command that this is a reply of.
+            pub fn command(&self) -> &'static Command {
+                match self { $(Reply::$name(reply) => reply.command()),+ }
+            }
+        }
+
         impl Request {
             /// The command this is a call of.
             pub fn command(&self) -> &'static Command {
