@@ -125,11 +125,14 @@ fn record() -> BTreeMap<Role, Seen> {
     fs::set_permissions(&path, readable).expect("the directory is ours");
     let traces = tempfile::tempdir().expect("there is room");
     let configuration = format!(
-        "policy = \"qemu-ga\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"{0}/sock\"\n\
+        "policy = \"{0}/policy.toml\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"{0}/sock\"\n\
          dialects = [\"qga\", \"phoenix\"]\n\n[state]\ndirectory = \"{0}/state\"\n\n\
          [audit]\nsink = \"file\"\npath = \"{0}/audit.log\"\nrequired = true\n",
         path.display()
     );
+    // A file, not a preset: only what comes from outside needs the compiler.
+    let everything = "version = 1\n\n[[rule]]\noutcome = \"allow\"\n";
+    fs::write(path.join("policy.toml"), everything).expect("the directory is ours");
     fs::write(path.join("portreeve.toml"), configuration).expect("the directory is ours");
     // Its own network, so that interfaces may be changed, and sysfs that shows it.
     let script = "mount -t sysfs none /sys && ip link set lo up && ip link add v1 type veth peer name v0 && exec \"$@\"";
