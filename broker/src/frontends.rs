@@ -96,6 +96,7 @@ fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
     if frontends.greeted.len() == broker.sealed.settings.channels.len() && !frontends.said_ready {
         frontends.said_ready = true;
         broker.control.ready();
+        jail::memory::let_go_of_start_code();
     }
     Ok(())
 }

@@ -109,6 +109,7 @@ pub async fn serve(
         is_blocked: false,
         trim_at: None,
     };
+    jail::memory::let_go_of_start_code();
     let outcome = match channel {
         Channel::Device(device) => {
             serving.link = Link::Device(device);

@@ -460,7 +460,8 @@ impl Supervisor {
     /// Kills the broker. What follows from it happens when it has ended.
     fn lose_broker(&mut self, error: Option<&ControlError>) {
         self.control = None;
-        if let Some(error) = error {
+        // At the end of the agent it closes its socket, with or without having read all of it.
+        if let Some(error) = error.filter(|_| self.ending.is_none()) {
             log(Level::Critical, &format_args!("the broker is ended: {error}"));
         }
         if self.ending.is_none() {
