@@ -83,7 +83,7 @@ fn converse(pipe: &ToFrontendPipe) {
     let mut buffer = ToFrontendPipe::buffer();
     let mut transfers = HashMap::new();
     let content = vec![0x5a; PIECE];
-    while let Ok(Some(received)) = pipe.receive(&mut buffer) {
+    while let Some(received) = pipe.receive(&mut buffer).expect("the frontend keeps to the protocol") {
         let id = received.id;
         match received.message {
             FromFrontend::Request { request: Request::File(file::Request::Read(read)), .. } => {

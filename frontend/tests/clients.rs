@@ -300,6 +300,21 @@ fn a_channel_without_requests_causes_no_wake_ups() {
     frontend.end().unwrap();
 }
 
+/// bincode counts the room for the items of an array before it has read them.
+#[test]
+fn the_largest_arguments_reach_the_broker() {
+    let (mut frontend, socket) = Frontend::listening();
+    let items = vec!["\"a\""; 128 * 1024].join(",");
+    let path = "x".repeat((6 << 20) - 8 * 128 * 1024 - 1000);
+    let exec = format!(
+        r#"{{"execute":"guest-exec","arguments":{{"path":"{path}","arg":[{items}],"env":[{items}]}}}}"#
+    );
+    let mut client = socket.connect();
+    client.write_all(exec.as_bytes()).unwrap();
+    assert_eq!(frontend.next_request().1, "guest-exec");
+    frontend.end().unwrap();
+}
+
 /// Its memory is given back a little later, once.
 #[test]
 fn after_a_large_request_there_is_quiet_again() {

@@ -406,3 +406,16 @@ fn nothing_is_sent_to_a_broker_that_does_not_read() {
     fake.after(0);
     assert_eq!(fake.asked(), ["1 guest-file-flush lane 1 counts 0 bytes 0"]);
 }
+
+/// More than Linux takes as arguments of a program does not have to travel.
+#[test]
+fn a_request_with_more_than_six_mebibytes_beside_its_payload_is_refused_in_front() {
+    let mut fake = Fake::qga();
+    let exec =
+        |size: usize| format!(r#"{{"execute":"guest-exec","arguments":{{"path":"{}"}}}}"#, "x".repeat(size));
+    assert_eq!(
+        fake.say(exec(6 << 20)),
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"the request is too large\"}}\n"
+    );
+    assert_eq!(fake.say(exec(5 << 20)), "");
+}

@@ -11,6 +11,10 @@ use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess
 
 use crate::value::{Member, Value};
 
+/// Items of one array. Linux takes 6 MiB of arguments and environment at most (execve(2)), so nobody can use more; a
+/// message may announce no more items than its receiver would make room for.
+const ITEMS: usize = 128 * 1024;
+
 /// What is wrong with arguments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
@@ -25,6 +29,7 @@ enum What {
     Unexpected(Vec<u8>),
     Type(String),
     Uint,
+    TooMany,
     Word(Vec<u8>),
     Other(String),
 }
@@ -52,6 +57,7 @@ impl Fault {
             What::Type(expected) => {
                 [b"Invalid parameter type for '", path, b"', expected: ", expected.as_bytes()].concat()
             }
+            What::TooMany => [b"Parameter '", path, b"' has too many items"].concat(),
             What::Uint => [b"Parameter '", path, b"' expects uint64"].concat(),
             What::Word(word) => [b"Parameter '", path, b"' does not accept value '", &**word, b"'"].concat(),
             What::Other(text) => text.clone().into_bytes(),
@@ -270,6 +276,7 @@ impl<'de> Deserializer<'de> for Argument {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self.0 {
+            Value::List(items) if items.len() > ITEMS => Err(Fault::of(What::TooMany)),
             Value::List(items) => visitor.visit_seq(Items::of(items)),
             _ => Self::refuse("array"),
         }
@@ -518,6 +525,13 @@ mod tests {
         assert_eq!(exec.env, None);
         assert_eq!(exec.capture_output, Capture::Separated);
         assert!(exec.input_data.present && exec.input_data.text.0 == b"aGk=");
+    }
+
+    #[test]
+    fn an_array_has_at_most_131072_items() {
+        let array = |items: usize| format!("{{'path':'x','arg':['a'{}]}}", ",'a'".repeat(items - 1));
+        assert!(decode("guest-exec", &mut members(&array(ITEMS))).unwrap().is_ok());
+        assert_eq!(refused("guest-exec", &array(ITEMS + 1)), "Parameter 'arg' has too many items");
     }
 
     #[test]

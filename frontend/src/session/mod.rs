@@ -39,6 +39,8 @@ const HELD: usize = 1 << 20;
 const HEARD: usize = 3;
 /// Requests that may be unanswered before no more are read.
 const QUEUED: usize = 4096;
+/// Text of one request beside its payload: as much as Linux takes as arguments and environment of a program (execve(2)).
+const ARGUMENTS: usize = 6 << 20;
 /// What an entry holds beside its text.
 const ENTRY: usize = 64;
 /// Requests answered in front are reported at the latest after so many.
@@ -470,6 +472,10 @@ impl Session {
 
     /// Takes a request that is for the broker.
     fn take(&mut self, mut request: Request, form: Form, rules: Rules, weight: usize, now: Instant) {
+        let payload = request.payload().map_or(0, |payload| payload.text.0.len());
+        if weight.saturating_sub(payload) > ARGUMENTS {
+            return self.put(&form, now, |form, line| form.failed(TooLarge.to_string().as_bytes(), line));
+        }
         let mut upload = None;
         if let Some(payload) = request.payload_mut() {
             match Upload::new(std::mem::take(&mut payload.text.0), rules) {
