@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use authorize::Policy;
 use jail::Role;
@@ -20,6 +21,9 @@ use crate::outbox::Outbox;
 
 /// Requests of one frontend that may be under way, those that it has abandoned included.
 const UNDER_WAY: usize = 64;
+
+/// How long after the start its code and memory are let go: by then the first requests have usually come.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// Which channels are in service.
 #[derive(Default)]
@@ -96,7 +100,10 @@ fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
     if frontends.greeted.len() == broker.sealed.settings.channels.len() && !frontends.said_ready {
         frontends.said_ready = true;
         broker.control.ready();
-        jail::memory::let_go_of_start_code();
+        tokio::task::spawn_local(async {
+            tokio::time::sleep(QUIET).await;
+            jail::memory::let_go_of_start_code();
+        });
     }
     Ok(())
 }

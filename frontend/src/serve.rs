@@ -107,9 +107,9 @@ pub async fn serve(
         buffer: vec![0; READ].into(),
         unread: 0..0,
         is_blocked: false,
-        trim_at: None,
+        // The start was large, too.
+        trim_at: Some(Instant::now() + QUIET),
     };
-    jail::memory::let_go_of_start_code();
     let outcome = match channel {
         Channel::Device(device) => {
             serving.link = Link::Device(device);
@@ -163,7 +163,7 @@ struct Serving {
     unread: std::ops::Range<usize>,
     /// Writing has to wait for room.
     is_blocked: bool,
-    /// When to give back what something large has left.
+    /// When to give back what the start, or something large, has left.
     trim_at: Option<Instant>,
 }
 
@@ -231,7 +231,7 @@ impl Serving {
                     self.session.tick(now, &mut ToBroker(&self.sender));
                     if self.trim_at.is_some_and(|trim_at| now >= trim_at) {
                         self.trim_at = None;
-                        jail::memory::give_back();
+                        jail::memory::let_go_of_start_code();
                     }
                 }
             }

@@ -67,6 +67,9 @@ pub(crate) struct Equipment {
     pub(crate) signals: OwnedFd,
 }
 
+/// How long after the agent is ready its start is let go.
+const QUIET: Duration = Duration::from_millis(200);
+
 pub(crate) struct Supervisor {
     equipment: Equipment,
     waiting: Waiting,
@@ -78,6 +81,8 @@ pub(crate) struct Supervisor {
     lines: Vec<Line>,
     allowances: [Allowance; Role::ALL.len()],
     ending: Option<Ending>,
+    /// When to let go of the memory and code that the start took.
+    settle_at: Option<Instant>,
 }
 
 struct Child {
@@ -188,6 +193,7 @@ impl Supervisor {
             lines,
             allowances: std::array::from_fn(|_| Allowance { left: ALLOWANCE, counted: Instant::now() }),
             ending: None,
+            settle_at: None,
         })
     }
 
@@ -205,6 +211,10 @@ impl Supervisor {
             }
             self.serve_broker();
             self.reap();
+            if self.settle_at.is_some_and(|settle_at| Instant::now() >= settle_at) {
+                self.settle_at = None;
+                jail::memory::let_go_of_start_code();
+            }
         }
     }
 
@@ -394,7 +404,7 @@ impl Supervisor {
                     Some(_) if self.control.is_none() || self.is_running(Role::Frontend, instance) => None,
                     Some(_) => Some(line.frontend.next),
                 });
-                broker.into_iter().chain(lines).min()
+                broker.into_iter().chain(lines).chain(self.settle_at).min()
             }
         };
         let Some(earliest) = earliest else { return -1 };
@@ -442,7 +452,7 @@ impl Supervisor {
             }
             FromBroker::Ready => {
                 self.waiting.ready();
-                jail::memory::let_go_of_start_code();
+                self.settle_at = Some(later(QUIET));
             }
             FromBroker::Stop { status } => self.end(status.into()),
         }
