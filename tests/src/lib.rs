@@ -5,8 +5,8 @@
 
 pub mod agent;
 pub mod golden;
-pub mod processes;
 pub mod process_state;
+pub mod processes;
 pub mod programs;
 pub mod sandbox;
 pub mod transcript;
