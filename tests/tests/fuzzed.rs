@@ -1,5 +1,9 @@
 //! Every decoder on its seeds and some thousand mutations of them, the same in each run: what a fuzzer without feedback
 //! finds in a second. The targets themselves are in `tests/fuzz`; `.ci/run` runs them with feedback.
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions are taken modulo the length just before; a mistake fails the test"
+)]
 
 #[path = "../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "there it is the root of a library")]
