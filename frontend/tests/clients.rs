@@ -293,7 +293,8 @@ fn a_channel_without_requests_causes_no_wake_ups() {
     let mut client = socket.connect();
     client.write_all(PING).unwrap();
     assert_eq!(line(&client), PONG);
-    std::thread::sleep(Duration::from_millis(50));
+    // Once after the start, memory goes back to the system.
+    std::thread::sleep(Duration::from_millis(400));
     let before = frontend.wake_ups();
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(frontend.wake_ups(), before);
@@ -343,6 +344,8 @@ fn a_device_without_a_host_causes_no_wake_ups_and_the_next_host_begins_afresh() 
     let port =
         OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(&path).unwrap();
     let mut frontend = Frontend::serve(Method::VirtioSerial, port.into());
+    // Once after the start, memory goes back to the system.
+    std::thread::sleep(Duration::from_millis(400));
     let host = |bytes: &[u8]| {
         let mut host = File::options().write(true).open(&path).unwrap();
         host.write_all(bytes).unwrap();
