@@ -59,6 +59,9 @@ impl Worker {
             .env_clear()
             .args([base.to_string(), "0".to_owned()])
             .stdin(Stdio::null())
+            // A regular file here, as when the output of all tests goes to one, would end the worker at its first
+            // line: its limit on the size of files is 0. Under the spawner it is a pipe.
+            .stderr(Stdio::null())
             .stdout(Stdio::null());
         command
             .fd_mappings(vec![
