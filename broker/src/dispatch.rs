@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use authorize::{Asker, Permitted, authorize};
+use jail::Role;
 use proto::message::{Detail, Job};
 use proto::{Answer, Failed, Privilege, Reply, Request, agent, exec, limits};
 
@@ -15,7 +16,7 @@ use crate::Broker;
 use crate::ask::Ask;
 use crate::audit::Outcome;
 use crate::files;
-use crate::workers::{Event, Instance};
+use crate::workers::{Event, Instance, role_of};
 
 /// What work returns: the reply, the last bytes of its first stream, and how many bytes of payload there were in all.
 pub(crate) struct Work {
@@ -34,9 +35,18 @@ impl Work {
 pub(crate) const fn deadline(privilege: Privilege) -> Duration {
     match privilege {
         Privilege::Agent => Duration::from_secs(1),
-        Privilege::Query | Privilege::Net | Privilege::NetAdmin | Privilege::Exec => Duration::from_secs(10),
+        Privilege::Query
+        | Privilege::Net
+        | Privilege::NetAdmin
+        | Privilege::Exec
+        | Privilege::Power
+        | Privilege::Clock => Duration::from_secs(10),
         // A disk that spins up, a network filesystem that fails over.
         Privilege::File => Duration::from_secs(30),
+        // Memory blocks are emptied before they go; programs that change passwords ask directories in the network.
+        Privilege::Hotplug | Privilege::Account => Duration::from_secs(60),
+        // Freezing waits for what is being written, trimming for every disk: hours on some.
+        Privilege::Fsfreeze => Duration::from_secs(4 * 3600),
     }
 }
 
@@ -90,17 +100,20 @@ async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Resul
         Request::File(request) => files::work(broker, ask, request).await,
         Request::Exec(exec::Request::Exec(request)) => start_program(broker, ask, request).await,
         Request::Exec(exec::Request::Status(request)) => program_status(broker, ask, request).await,
-        request @ (Request::Query(_) | Request::Net(_) | Request::NetAdmin(_)) => {
-            simple(broker, ask, request).await
-        }
+        Request::Fsfreeze(request) => crate::freeze::work(broker, ask, request).await,
+        request @ (Request::Query(_)
+        | Request::Net(_)
+        | Request::NetAdmin(_)
+        | Request::Power(_)
+        | Request::Clock(_)
+        | Request::Hotplug(_)
+        | Request::Account(_)) => simple(broker, ask, request).await,
     }
 }
 
 /// What is about the agent itself and not answered in front.
 fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Result<Work, Failed> {
-    let reply = match request {
-        // No worker of this agent can freeze: it never holds anything frozen, and says so.
-        agent::Request::FsfreezeStatus(_) => agent::Reply::FsfreezeStatus(agent::FsfreezeStatus::Thawed),
+    match request {
         agent::Request::Shutdown(_) => {
             // Answered first, as its documentation promises; then everything ends with status 0.
             let reply = Reply::from(agent::Reply::Shutdown(true));
@@ -111,7 +124,7 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 broker.control.stop();
             });
-            return Ok(Work::without_bytes(reply));
+            Ok(Work::without_bytes(reply))
         }
         agent::Request::Sync(_)
         | agent::Request::SyncDelimited(_)
@@ -119,20 +132,20 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
         | agent::Request::Info(_)
         | agent::Request::PhoenixPing(_)
         | agent::Request::Commands(_) => {
-            return Err(Failed::new(format!("{} is answered by the frontend", request.command().name())));
+            Err(Failed::new(format!("{} is answered by the frontend", request.command().name())))
         }
-    };
-    Ok(Work::without_bytes(reply))
+    }
 }
 
 /// One job, one answer. The worker holds nothing: if it hangs it is ended.
-async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
     let privilege = request.privilege();
+    let role = role_of(privilege).ok_or_else(|| Failed::new("the agent answers this by itself"))?;
     let name = request.command().name();
     let limit = deadline(privilege);
     let mut running = None;
     let done = broker.deadlines.within(limit, async {
-        let instance = broker.workers.acquire(broker, privilege).await?;
+        let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
         running.insert(instance.run(job, limit, &[])).end().await.0
     });
@@ -179,7 +192,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
     let length = request.input_data.length;
     let instance = broker
         .deadlines
-        .within(limit, broker.workers.acquire(broker, Privilege::Exec))
+        .within(limit, broker.workers.acquire(broker, Role::Exec))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
     let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
@@ -222,7 +235,7 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
     let limit = deadline(Privilege::Exec);
     let instance = broker
         .deadlines
-        .within(limit, broker.workers.acquire(broker, Privilege::Exec))
+        .within(limit, broker.workers.acquire(broker, Role::Exec))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?;
     let running = instance.run(job(ask, exec::Request::Status(request).into()), limit, &[]);

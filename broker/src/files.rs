@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use jail::Role;
 use proto::file::{self, Reply, Request};
 use proto::message::{Detail, Job};
 use proto::{Dialect, Failed, Privilege, Text, limits};
@@ -279,7 +280,7 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
 async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed> {
     broker
         .deadlines
-        .within(LIMIT, broker.workers.acquire(broker, Privilege::File))
+        .within(LIMIT, broker.workers.acquire(broker, Role::File))
         .await
         .unwrap_or_else(|_| Err(too_late(name, LIMIT)))
 }

@@ -11,6 +11,7 @@ mod control;
 mod deadlines;
 mod dispatch;
 mod files;
+mod freeze;
 mod frontends;
 mod logs;
 mod numbers;

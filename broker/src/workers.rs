@@ -35,16 +35,33 @@ struct Row {
     jobs: usize,
 }
 
-fn row(privilege: Privilege) -> Option<Row> {
-    let (role, instances, jobs) = match privilege {
+/// Who does the work of a privilege; nobody for what the agent itself answers.
+pub(crate) const fn role_of(privilege: Privilege) -> Option<Role> {
+    Some(match privilege {
         Privilege::Agent => return None,
-        Privilege::Query => (Role::Query, 3, 1),
-        Privilege::File => (Role::File, 2, limits::FILE_THREADS),
-        Privilege::Net => (Role::Net, 2, 1),
-        Privilege::NetAdmin => (Role::NetAdmin, 2, 1),
-        Privilege::Exec => (Role::Exec, 1, 64),
+        Privilege::Query => Role::Query,
+        Privilege::File => Role::File,
+        Privilege::Net => Role::Net,
+        Privilege::NetAdmin => Role::NetAdmin,
+        Privilege::Exec => Role::Exec,
+        Privilege::Fsfreeze => Role::Fsfreeze,
+        Privilege::Power => Role::Power,
+        Privilege::Clock => Role::Clock,
+        Privilege::Hotplug => Role::Hotplug,
+        Privilege::Account => Role::Account,
+    })
+}
+
+fn row(role: Role) -> Row {
+    let (instances, jobs) = match role {
+        Role::Query => (3, 1),
+        Role::File => (2, limits::FILE_THREADS),
+        Role::Net | Role::NetAdmin => (2, 1),
+        Role::Exec => (1, 64),
+        // What they change is one thing: two at once would contradict each other.
+        _ => (1, 1),
     };
-    Some(Row { role, instances, jobs })
+    Row { role, instances, jobs }
 }
 
 /// All workers.
@@ -127,13 +144,9 @@ impl Workers {
         }
     }
 
-    /// A worker of `privilege` that can take a job now, started if need be.
-    pub(crate) async fn acquire(
-        &self,
-        broker: &Rc<Broker>,
-        privilege: Privilege,
-    ) -> Result<Rc<Instance>, Failed> {
-        let row = row(privilege).ok_or_else(|| Failed::new("the agent answers this by itself"))?;
+    /// A worker of `role` that can take a job now, started if need be.
+    pub(crate) async fn acquire(&self, broker: &Rc<Broker>, role: Role) -> Result<Rc<Instance>, Failed> {
+        let row = row(role);
         loop {
             if let Some(instance) = self.pick(broker, &row) {
                 return instance.when_ready().await.map(|()| instance).map_err(|why| {

@@ -11,7 +11,10 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const LISTS: [&str; 8] = ["frontend", "broker", "query", "file", "net", "netadmin", "compile", "spawner"];
+const LISTS: [&str; 12] = [
+    "frontend", "broker", "query", "file", "net", "netadmin", "compile", "fsfreeze", "power", "clock",
+    "hotplug", "spawner",
+];
 const ARCHITECTURES: [&str; 3] = ["x86_64", "aarch64", "riscv64"];
 
 #[derive(Clone)]

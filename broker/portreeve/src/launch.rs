@@ -268,6 +268,11 @@ fn workers(policy: &Policy) -> Vec<Role> {
         of(Role::Net, &[Group::NetQuery]),
         of(Role::NetAdmin, &[Group::NetChange]),
         of(Role::Exec, &[Group::Exec]),
+        of(Role::Fsfreeze, &[Group::Fsfreeze]),
+        of(Role::Power, &[Group::Power]),
+        of(Role::Clock, &[Group::Clock]),
+        of(Role::Hotplug, &[Group::Hotplug]),
+        of(Role::Account, &[Group::Account]),
     ]
     .into_iter()
     .flatten()

@@ -1,5 +1,5 @@
 //! About the agent itself. No worker: the frontend answers these in front from what the broker handed it,
-//! except `agent-shutdown` and `guest-fsfreeze-status`, which are the broker's.
+//! except `agent-shutdown`, which is the broker's.
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,6 @@ commands! {
     Agent Qga "guest-ping" => Ping(NoArguments) -> Nothing;
     /// Version and commands.
     Agent Qga "guest-info" => Info(NoArguments) -> Info;
-    /// Whether this agent holds filesystems frozen.
-    Agent Qga "guest-fsfreeze-status" => FsfreezeStatus(NoArguments) -> FsfreezeStatus;
     /// The version, as a string.
     Agent Phoenix "ping" => PhoenixPing(NoArguments) -> String;
     /// The names of all commands.
@@ -56,14 +54,4 @@ pub struct CommandInfo {
     pub enabled: bool,
     /// Whether it answers on success.
     pub success_response: bool,
-}
-
-/// `guest-fsfreeze-status`: the agent's own state, not the kernel's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FsfreezeStatus {
-    /// It has frozen nothing.
-    Thawed,
-    /// It holds filesystems frozen.
-    Frozen,
 }

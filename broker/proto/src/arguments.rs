@@ -71,6 +71,29 @@ impl fmt::Debug for Base64Text {
     }
 }
 
+/// Base64 text that no log and no record may show.
+#[derive(Clone, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Secret(pub Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret")
+    }
+}
+
+impl Serialize for Secret {
+    /// For the audit log: that there is one. Not even its length.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(secret)")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Base64Text::deserialize(deserializer).map(|Base64Text(text)| Secret(text))
+    }
+}
+
 impl<'de> Deserialize<'de> for Base64Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Owned;

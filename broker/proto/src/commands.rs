@@ -42,6 +42,16 @@ pub enum Group {
     NetChange,
     /// Runs programs.
     Exec,
+    /// Freezes, thaws and trims filesystems.
+    Fsfreeze,
+    /// Shuts down, reboots, suspends.
+    Power,
+    /// Sets the clock.
+    Clock,
+    /// Takes CPUs and memory online and offline.
+    Hotplug,
+    /// Sets passwords and authorized keys.
+    Account,
 }
 
 impl Group {
@@ -54,6 +64,11 @@ impl Group {
         Group::NetQuery,
         Group::NetChange,
         Group::Exec,
+        Group::Fsfreeze,
+        Group::Power,
+        Group::Clock,
+        Group::Hotplug,
+        Group::Account,
     ];
 
     /// As written in a policy.
@@ -66,6 +81,11 @@ impl Group {
             Group::NetQuery => "net.query",
             Group::NetChange => "net.change",
             Group::Exec => "exec",
+            Group::Fsfreeze => "fsfreeze",
+            Group::Power => "power",
+            Group::Clock => "clock",
+            Group::Hotplug => "hotplug",
+            Group::Account => "account",
         }
     }
 }
@@ -74,8 +94,15 @@ impl Group {
     /// Whether it can change the guest, so that a use of it is recorded before it is made.
     pub const fn changes(self) -> bool {
         match self {
-            Group::FileWrite | Group::NetChange | Group::Exec => true,
             Group::Agent | Group::Query | Group::FileRead | Group::NetQuery => false,
+            Group::FileWrite
+            | Group::NetChange
+            | Group::Exec
+            | Group::Fsfreeze
+            | Group::Power
+            | Group::Clock
+            | Group::Hotplug
+            | Group::Account => true,
         }
     }
 }
@@ -100,6 +127,8 @@ pub struct Command {
     pub privilege: Privilege,
     /// What a policy grants it by.
     pub group: Group,
+    /// Whether it says nothing on success: its client waits for the machine, not for an answer.
+    pub silent: bool,
     /// Reply members that come in pieces, in this order.
     pub streams: &'static [Stream],
 }
@@ -122,13 +151,14 @@ impl Command {
 pub struct CommandId(pub u16);
 
 /// Declares the commands of one privilege: rows of
-/// `Group dialect "name" | "old name" => Variant(Arguments) -> Reply, [streams ...], [payload field];`
+/// `Group dialect "name" | "old name" => Variant(Arguments) -> Reply, [silent true], [streams ...], [payload field];`
 macro_rules! commands {
     (
         privilege $privilege:ident;
         $(
             $(#[$doc:meta])*
             $group:ident $dialect:ident $($name:literal)|+ => $variant:ident($arguments:ty) -> $reply:ty
+            $(, silent $silent:literal)?
             $(, streams [$($member:literal $always:literal),+])?
             $(, payload $field:ident)?
             ;
@@ -153,6 +183,7 @@ macro_rules! commands {
             dialect: $crate::Dialect::$dialect,
             privilege: $crate::Privilege::$privilege,
             group: $crate::Group::$group,
+            silent: false $(|| $silent)?,
             streams: &[$($($crate::Stream { member: $member, always: $always }),+)?],
         }),+];
 

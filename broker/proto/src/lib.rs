@@ -17,14 +17,19 @@ pub mod limits;
 pub mod message;
 pub mod settings;
 
+pub mod account;
 pub mod agent;
+pub mod clock;
 pub mod exec;
 pub mod file;
+pub mod fsfreeze;
+pub mod hotplug;
 pub mod net;
 pub mod netadmin;
+pub mod power;
 pub mod query;
 
-pub use arguments::{Base64Text, NoArguments, Payload, Text};
+pub use arguments::{Base64Text, NoArguments, Payload, Secret, Text};
 pub use commands::{Command, CommandId, Dialect, Group, Stream};
 pub use failure::{Denied, Failed, PeerFault, errno_text, go_errno_text};
 
@@ -148,6 +153,16 @@ privileges! {
     NetAdmin = netadmin: netadmin::Request, netadmin::Reply;
     /// Runs programs.
     Exec = exec: exec::Request, exec::Reply;
+    /// Freezes, thaws and trims filesystems.
+    Fsfreeze = fsfreeze: fsfreeze::Request, fsfreeze::Reply;
+    /// Shuts down, reboots, suspends.
+    Power = power: power::Request, power::Reply;
+    /// Sets the clock.
+    Clock = clock: clock::Request, clock::Reply;
+    /// Takes CPUs and memory online and offline.
+    Hotplug = hotplug: hotplug::Request, hotplug::Reply;
+    /// Sets passwords and authorized keys.
+    Account = account: account::Request, account::Reply;
 }
 
 impl Request {

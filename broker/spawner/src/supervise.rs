@@ -49,7 +49,7 @@ const KILL_AFTER: Duration = Duration::from_secs(1);
 const LEAVE_AFTER: Duration = Duration::from_millis(1800);
 
 /// Kinds of workers times instances, frontends, the broker.
-const CHILDREN: usize = 5 * INSTANCES as usize + CHANNELS + 1;
+const CHILDREN: usize = 11 * INSTANCES as usize + CHANNELS + 1;
 
 /// What the supervisor works with; everything is opened before the loop begins.
 pub(crate) struct Equipment {

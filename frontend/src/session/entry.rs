@@ -128,6 +128,8 @@ impl Form {
         output: &mut Vec<u8>,
     ) -> Result<(), &'static str> {
         match answer {
+            // Its client waits for the machine to go down, and takes a line for a failure.
+            Answer::Done(_) if sent.command.silent => Ok(()),
             Answer::Done(reply) => self.reply(sent, &reply, last, output),
             // The broker should have ended it so: what was written cannot be taken back.
             Answer::Denied(_) | Answer::Failed(_) if sent.line.has_begun() => {

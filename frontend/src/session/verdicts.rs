@@ -103,7 +103,7 @@ fn qga_info(version: &str, permitted: impl Fn(&'static Command) -> bool) -> Info
         .map(|command| CommandInfo {
             name: command.name().to_owned(),
             enabled: permitted(command),
-            success_response: true,
+            success_response: !command.silent,
         })
         .collect();
     supported_commands.reverse();

@@ -30,11 +30,23 @@ pub enum Role {
     Exec = 7,
     /// Turns policy text into its compiled form, once, at the start.
     Compile = 8,
+    /// Freezes, thaws and trims filesystems.
+    Fsfreeze = 9,
+    /// Shuts down, reboots, suspends.
+    Power = 10,
+    /// Sets the system's clock and the hardware's.
+    Clock = 11,
+    /// Takes CPUs and memory blocks online and offline.
+    Hotplug = 12,
+    /// Sets passwords and the keys that may log in.
+    Account = 13,
+    /// Runs the administrator's freeze hook.
+    Hook = 14,
 }
 
 impl Role {
     /// Every role, in the order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::Broker,
         Self::Frontend,
         Self::Query,
@@ -43,6 +55,12 @@ impl Role {
         Self::NetAdmin,
         Self::Exec,
         Self::Compile,
+        Self::Fsfreeze,
+        Self::Power,
+        Self::Clock,
+        Self::Hotplug,
+        Self::Account,
+        Self::Hook,
     ];
 
     /// Returns the word that logs, file names and the policy folder use.
@@ -57,6 +75,12 @@ impl Role {
             Self::NetAdmin => "netadmin",
             Self::Exec => "exec",
             Self::Compile => "compile",
+            Self::Fsfreeze => "fsfreeze",
+            Self::Power => "power",
+            Self::Clock => "clock",
+            Self::Hotplug => "hotplug",
+            Self::Account => "account",
+            Self::Hook => "hook",
         }
     }
 
@@ -72,17 +96,23 @@ impl Role {
             Self::NetAdmin => "portreeve-netadmin",
             Self::Exec => "portreeve-exec",
             Self::Compile => "portreeve-compile",
+            Self::Fsfreeze => "portreeve-fsfreeze",
+            Self::Power => "portreeve-power",
+            Self::Clock => "portreeve-clock",
+            Self::Hotplug => "portreeve-hotplug",
+            Self::Account => "portreeve-account",
+            Self::Hook => "portreeve-hook",
         }
     }
 
     /// Returns the user and group id of one process of the role.
     ///
     /// `base` is the first id of ours; `instance` counts from 0 and only tells frontends apart: a replacement of a
-    /// worker does the same job under the same id. None if the sum does not fit, or for [`Role::Exec`], which stays root.
+    /// worker does the same job under the same id. None if the sum does not fit, or for a role that stays root.
     #[must_use]
     pub fn uid(self, base: u32, instance: u16) -> Option<u32> {
         match self {
-            Self::Exec => None,
+            Self::Exec | Self::Account | Self::Hook => None,
             Self::Frontend => base.checked_add(FIRST_FRONTEND)?.checked_add(u32::from(instance)),
             _ => base.checked_add(u32::from(self as u8)),
         }
@@ -91,7 +121,7 @@ impl Role {
     /// Whether the broker may ask the spawner to start it.
     #[must_use]
     pub const fn is_worker(self) -> bool {
-        matches!(self, Self::Query | Self::File | Self::Net | Self::NetAdmin | Self::Exec)
+        !matches!(self, Self::Broker | Self::Frontend | Self::Compile)
     }
 }
 
@@ -139,6 +169,6 @@ mod tests {
     fn numbers_and_roles_are_one_to_one() {
         assert_eq!(Role::try_from(7), Ok(Role::Exec));
         assert_eq!(Role::try_from(0), Err(UnknownRole(0)));
-        assert_eq!(Role::try_from(9), Err(UnknownRole(9)));
+        assert_eq!(Role::try_from(15), Err(UnknownRole(15)));
     }
 }

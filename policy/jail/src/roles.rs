@@ -18,7 +18,7 @@ pub struct Row {
     /// Capabilities kept: permitted = effective = bounding. For [`Role::File`] the most it can have;
     /// see [`FileRights`](crate::FileRights).
     pub capabilities: &'static [Capability],
-    /// Whether it gives up root at all. Only [`Role::Exec`] does not.
+    /// Whether it gives up root at all. [`Role::Exec`], [`Role::Account`] and [`Role::Hook`] do not.
     pub confined: bool,
     /// Which files it can name.
     pub root: RootView,
@@ -104,7 +104,23 @@ const QUERY_PATHS: &[&str] = &[
     "/usr/share/zoneinfo",
 ];
 
-static ROWS: [Row; 8] = [
+/// A process that gives nothing up, because the programs it starts must inherit nothing of ours.
+const UNCONFINED: Row = Row {
+    role: Role::Exec,
+    reason: "",
+    capabilities: &[],
+    confined: false,
+    root: RootView::Host,
+    network: Network::Host,
+    own_uts: false,
+    landlock: LandlockPaths::Unrestricted,
+    landlock_required: false,
+    threads: false,
+    limits: Limits { descriptors: None, file_size: None, data: None, nothing_else: false },
+    seccomp: None,
+};
+
+static ROWS: [Row; 14] = [
     Row {
         role: Role::Broker,
         reason: "decides and routes over descriptors it was born with; names no file, no address, no process",
@@ -202,16 +218,7 @@ static ROWS: [Row; 8] = [
         role: Role::Exec,
         reason: "its commands must not inherit anything of ours: filters, no_new_privs, Landlock and limits would break \
                  sudo, modprobe and containers in the administrator's own scripts; not started unless the policy permits it",
-        capabilities: &[],
-        confined: false,
-        root: RootView::Host,
-        network: Network::Host,
-        own_uts: false,
-        landlock: LandlockPaths::Unrestricted,
-        landlock_required: false,
-        threads: false,
-        limits: Limits { descriptors: None, file_size: None, data: None, nothing_else: false },
-        seccomp: None,
+        ..UNCONFINED
     },
     Row {
         role: Role::Compile,
@@ -228,13 +235,95 @@ static ROWS: [Row; 8] = [
         limits: limits(16, None, 256 * MIB),
         seccomp: Some(&crate::seccomp::COMPILE),
     },
+    Row {
+        role: Role::Fsfreeze,
+        reason: "freezing needs CAP_SYS_ADMIN; mount points are opened as root would, to read nothing",
+        capabilities: &[Capability::CAP_SYS_ADMIN, Capability::CAP_DAC_READ_SEARCH],
+        confined: true,
+        root: RootView::Host,
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Read(&["/"]),
+        landlock_required: false,
+        threads: false,
+        limits: limits(64, Some(0), 128 * MIB),
+        seccomp: Some(&crate::seccomp::FSFREEZE),
+    },
+    Row {
+        role: Role::Power,
+        reason: "asks init by signal; suspends through a file opened before",
+        capabilities: &[Capability::CAP_KILL],
+        confined: true,
+        root: RootView::Empty,
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Nothing,
+        landlock_required: false,
+        threads: false,
+        limits: limits(16, None, 128 * MIB),
+        seccomp: Some(&crate::seccomp::POWER),
+    },
+    Row {
+        role: Role::Clock,
+        reason: "sets the system's clock; the hardware's is a device opened before",
+        capabilities: &[Capability::CAP_SYS_TIME],
+        confined: true,
+        root: RootView::Empty,
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Nothing,
+        landlock_required: false,
+        threads: false,
+        limits: limits(16, Some(0), 128 * MIB),
+        seccomp: Some(&crate::seccomp::CLOCK),
+    },
+    Row {
+        role: Role::Hotplug,
+        reason: "writes root's files in two trees of sysfs",
+        capabilities: &[Capability::CAP_DAC_OVERRIDE],
+        confined: true,
+        root: RootView::Host,
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Read(&["/sys/devices/system/cpu", "/sys/devices/system/memory"]),
+        landlock_required: true,
+        threads: false,
+        limits: limits(32, None, 128 * MIB),
+        seccomp: Some(&crate::seccomp::HOTPLUG),
+    },
+    Row {
+        role: Role::Account,
+        reason: "the distribution's own programs change passwords as root; keys are changed by a child with the user's own ids; \
+                 not started unless the policy permits it",
+        ..UNCONFINED
+    },
+    Row {
+        role: Role::Hook,
+        reason: "runs one program that the administrator named, as root; not started unless one is configured",
+        ..UNCONFINED
+    },
 ];
 
 /// Returns what `role` keeps.
 #[must_use]
 pub fn row(role: Role) -> &'static Row {
     // The order of ROWS is the order of Role::ALL; a test holds both together.
-    let [broker, frontend, query, file, net, netadmin, exec, compile] = &ROWS;
+    let [
+        broker,
+        frontend,
+        query,
+        file,
+        net,
+        netadmin,
+        exec,
+        compile,
+        fsfreeze,
+        power,
+        clock,
+        hotplug,
+        account,
+        hook,
+    ] = &ROWS;
     match role {
         Role::Broker => broker,
         Role::Frontend => frontend,
@@ -244,6 +333,12 @@ pub fn row(role: Role) -> &'static Row {
         Role::NetAdmin => netadmin,
         Role::Exec => exec,
         Role::Compile => compile,
+        Role::Fsfreeze => fsfreeze,
+        Role::Power => power,
+        Role::Clock => clock,
+        Role::Hotplug => hotplug,
+        Role::Account => account,
+        Role::Hook => hook,
     }
 }
 
@@ -257,14 +352,17 @@ mod tests {
     }
 
     #[test]
-    fn only_file_and_netadmin_keep_a_capability() {
+    fn only_these_keep_a_capability() {
         let with: Vec<Role> =
             Role::ALL.into_iter().filter(|role| !row(*role).capabilities.is_empty()).collect();
-        assert_eq!(with, [Role::File, Role::NetAdmin]);
+        assert_eq!(
+            with,
+            [Role::File, Role::NetAdmin, Role::Fsfreeze, Role::Power, Role::Clock, Role::Hotplug]
+        );
     }
 
     #[test]
-    fn only_exec_is_unconfined_and_all_others_have_a_filter_and_landlock() {
+    fn only_those_that_start_programs_are_unconfined_and_all_others_have_a_filter_and_landlock() {
         let without: Vec<Role> = Role::ALL
             .into_iter()
             .filter(|role| {
@@ -272,7 +370,7 @@ mod tests {
                 !row.confined || row.seccomp.is_none() || row.landlock == LandlockPaths::Unrestricted
             })
             .collect();
-        assert_eq!(without, [Role::Exec]);
+        assert_eq!(without, [Role::Exec, Role::Account, Role::Hook]);
     }
 
     #[test]
@@ -280,6 +378,18 @@ mod tests {
         // RLIMIT_FSIZE 0 ends a writer of a regular file with SIGXFSZ, setrlimit(2).
         let unlimited: Vec<Role> =
             Role::ALL.into_iter().filter(|role| row(*role).limits.file_size.is_none()).collect();
-        assert_eq!(unlimited, [Role::Broker, Role::File, Role::Exec, Role::Compile]);
+        assert_eq!(
+            unlimited,
+            [
+                Role::Broker,
+                Role::File,
+                Role::Exec,
+                Role::Compile,
+                Role::Power,
+                Role::Hotplug,
+                Role::Account,
+                Role::Hook
+            ]
+        );
     }
 }

@@ -101,7 +101,9 @@ mod tables {
     use super::{Condition, List, Rule, Test};
     include!(concat!(env!("OUT_DIR"), "/tables.rs"));
 }
-pub use tables::{BROKER, COMPILE, FILE, FRONTEND, NET, NETADMIN, QUERY, SPAWNER};
+pub use tables::{
+    BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, NET, NETADMIN, POWER, QUERY, SPAWNER,
+};
 
 /// Compiles a list to BPF.
 pub(crate) fn compile(list: &List, mismatch: Mismatch) -> io::Result<BpfProgram> {

@@ -1,0 +1,13 @@
+//! The hook worker: runs the administrator's freeze hook.
+#![forbid(unsafe_code)]
+
+use jail::Role;
+use proto::Failed;
+use proto::fsfreeze::{Reply, Request};
+use runtime::Birth;
+
+fn main() {
+    Birth::of(Role::Hook).serve(|request: Request, _| -> Result<Reply, Failed> {
+        Err(Failed::new(format!("{} is not built", request.command().name())))
+    })
+}
