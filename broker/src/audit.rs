@@ -4,6 +4,7 @@
 //! payload, passwords or environment values: arguments are shown as `proto` serialises them for this purpose.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::{Instant, SystemTime};
 
@@ -15,6 +16,8 @@ use serde::Serialize;
 
 /// The version of the record's form, in every record.
 const VERSION: u32 = 1;
+/// Bytes of records that wait for a thaw at most; the oldest go first, and are counted.
+const HELD: usize = 1 << 20;
 /// A record whose arguments are longer than this shows their length instead.
 const ARGUMENTS: usize = 8192;
 
@@ -26,6 +29,15 @@ pub struct Audit {
     lost: Cell<u64>,
     /// Why the last record could not be written, until one can.
     failing: RefCell<Option<String>>,
+    /// Records in their final form that wait for a thaw; none while nothing is frozen.
+    held: RefCell<Option<Held>>,
+}
+
+/// Records that wait in memory.
+#[derive(Default)]
+struct Held {
+    records: VecDeque<Vec<u8>>,
+    bytes: usize,
 }
 
 enum Sink {
@@ -110,7 +122,14 @@ impl Audit {
             }
         };
         let required = settings.audit_required;
-        Ok(Audit { sink, required, sequence: Cell::new(1), lost: Cell::new(0), failing: RefCell::new(None) })
+        Ok(Audit {
+            sink,
+            required,
+            sequence: Cell::new(1),
+            lost: Cell::new(0),
+            failing: RefCell::new(None),
+            held: RefCell::new(None),
+        })
     }
 
     /// Who asks what, of which open file; the arguments without what must not be recorded.
@@ -206,6 +225,24 @@ impl Audit {
         let _ = self.write(kind, detail);
     }
 
+    /// From now on nothing is written: what is to be recorded waits in memory.
+    pub(crate) fn hold(&self) {
+        self.held.borrow_mut().get_or_insert_default();
+    }
+
+    /// Writes what has waited, in its order.
+    pub(crate) fn release(&self) {
+        let Some(held) = self.held.borrow_mut().take() else { return };
+        for record in held.records {
+            if let Err(why) = self.emit(&record) {
+                self.lost.set(self.lost.get().saturating_add(1));
+                tracing::error!(
+                    "a record of the time while filesystems were frozen cannot be written: {why}"
+                );
+            }
+        }
+    }
+
     fn write(&self, kind: &str, detail: impl Serialize) -> Result<(), String> {
         let lost = self.lost.get();
         if lost > 0 && self.put("loss", serde_json::json!({ "records": lost })).is_ok() {
@@ -236,19 +273,35 @@ impl Audit {
             bytes.extend_from_slice(b"<14>qemu-ga: ");
         }
         serde_json::to_writer(&mut bytes, &line).map_err(|error| error.to_string())?;
-        match &self.sink {
-            Sink::Off => {}
-            Sink::File(file) => {
-                bytes.push(b'\n');
-                write_whole(file, &bytes)?;
+        if let Sink::File(_) = self.sink {
+            bytes.push(b'\n');
+        }
+        match &mut *self.held.borrow_mut() {
+            Some(held) => {
+                held.bytes += bytes.len();
+                held.records.push_back(bytes);
+                while held.bytes > HELD {
+                    let Some(oldest) = held.records.pop_front() else { break };
+                    held.bytes -= oldest.len();
+                    self.lost.set(self.lost.get().saturating_add(1));
+                }
             }
-            // A datagram socket, non-blocking: a full or missing log daemon must not hold the agent up.
-            Sink::Syslog(socket) => {
-                nix::unistd::write(socket, &bytes).map_err(|errno| errno.desc().to_owned())?;
-            }
-            Sink::Log => tracing::error!(target: "audit", "{}", String::from_utf8_lossy(&bytes)),
+            None => self.emit(&bytes)?,
         }
         self.sequence.set(sequence + 1);
+        Ok(())
+    }
+
+    fn emit(&self, bytes: &[u8]) -> Result<(), String> {
+        match &self.sink {
+            Sink::Off => {}
+            Sink::File(file) => write_whole(file, bytes)?,
+            // A datagram socket, non-blocking: a full or missing log daemon must not hold the agent up.
+            Sink::Syslog(socket) => {
+                nix::unistd::write(socket, bytes).map_err(|errno| errno.desc().to_owned())?;
+            }
+            Sink::Log => tracing::error!(target: "audit", "{}", String::from_utf8_lossy(bytes)),
+        }
         Ok(())
     }
 }
@@ -282,6 +335,7 @@ mod tests {
             sequence: Cell::new(1),
             lost: Cell::new(0),
             failing: RefCell::new(None),
+            held: RefCell::new(None),
         };
         (audit, copy)
     }
@@ -310,6 +364,35 @@ mod tests {
         assert_eq!(line["rule"], "policy.toml:12");
         assert_eq!(line["outcome"], "failed");
         assert_eq!(line["errno"], 13);
+    }
+
+    #[test]
+    fn while_something_is_frozen_records_wait_and_then_stand_in_their_order() {
+        let (audit, file) = audit_to_file();
+        audit.note("before", &serde_json::json!({}));
+        audit.hold();
+        audit.note("frozen", &serde_json::json!({}));
+        assert_eq!(lines(file.try_clone().unwrap()).len(), 1);
+        audit.release();
+        audit.note("after", &serde_json::json!({}));
+        let kinds: Vec<_> =
+            lines(file).iter().map(|line| (line["kind"].clone(), line["sequence"].clone())).collect();
+        assert_eq!(serde_json::json!(kinds), serde_json::json!([["before", 1], ["frozen", 2], ["after", 3]]));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_while_something_is_frozen_is_counted_as_lost() {
+        let (audit, file) = audit_to_file();
+        audit.hold();
+        let text = "x".repeat(100_000);
+        for _ in 0..12 {
+            audit.note("long", &serde_json::json!({ "text": text }));
+        }
+        audit.release();
+        audit.note("after", &serde_json::json!({}));
+        let lines = lines(file);
+        assert_eq!(lines.len(), 12);
+        assert_eq!((&lines[10]["kind"], &lines[10]["records"]), (&"loss".into(), &2.into()));
     }
 
     #[test]

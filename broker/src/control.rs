@@ -66,6 +66,11 @@ impl Spawner {
         self.send(FromBroker::Ready, 0);
     }
 
+    /// Whether filesystems are frozen: while they are the spawner writes nothing, and does not end the agent without thawing.
+    pub(crate) fn frozen(&self, frozen: bool) {
+        self.send(FromBroker::Frozen { frozen }, 0);
+    }
+
     /// Ends the agent.
     pub(crate) fn stop(&self) {
         self.send(FromBroker::Stop { status: 0 }, 0);
@@ -117,6 +122,10 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
             }
             (FromSpawner::Exited { kind, instance, status }, _) => {
                 broker.workers.exited(kind, instance, &describe(status));
+            }
+            (FromSpawner::Thaw, _) => {
+                let broker = broker.clone();
+                tokio::task::spawn_local(async move { crate::freeze::stop(&broker).await });
             }
             (FromSpawner::Started { .. } | FromSpawner::Frontend { .. }, None) => {
                 return Err("the spawner sent no descriptors".to_owned());

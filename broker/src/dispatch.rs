@@ -62,7 +62,8 @@ pub(crate) fn too_late(command: &str, limit: Duration) -> Failed {
 pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) {
     let file = broker.files.borrow().path_of(&request);
     let asked = broker.audit.asked(&ask.channel, &request, file);
-    let permitted = match authorize(&broker.sealed.policy, Asker { channel: &ask.channel }, request) {
+    let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
+    let permitted = match authorize(&broker.sealed.policy, asker, request) {
         Ok(permitted) => permitted,
         Err(refusal) => {
             // Nothing is done: a record that is missing hides nothing.
@@ -122,7 +123,7 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
             let broker = broker.clone();
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                broker.control.stop();
+                crate::freeze::stop(&broker).await;
             });
             Ok(Work::without_bytes(reply))
         }

@@ -5,10 +5,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use authorize::Policy;
 use jail::Role;
 use proto::message::{FromFrontend, Hello, ToFrontend, Welcome};
 use proto::settings::ChannelSettings;
@@ -30,6 +29,8 @@ const QUIET: Duration = Duration::from_millis(200);
 pub(crate) struct Frontends {
     greeted: Vec<u16>,
     said_ready: bool,
+    /// Those that are listened to.
+    live: Vec<(ChannelSettings, Weak<Outbox<ToFrontend>>)>,
 }
 
 /// A frontend's life, from the spawner's start to its end.
@@ -59,7 +60,8 @@ async fn converse(
         confinement: Vec::new(),
     });
     outbox.send(0, 0, &hello, &[]);
-    outbox.send(0, 0, &ToFrontend::Welcome(welcome(&broker.sealed.policy, settings)), &[]);
+    outbox.send(0, 0, &ToFrontend::Welcome(welcome(broker, settings)), &[]);
+    broker.frontends.borrow_mut().live.push((settings.clone(), Rc::downgrade(&outbox)));
     let flush = {
         let outbox = outbox.clone();
         async move { outbox.run().await }
@@ -108,18 +110,30 @@ fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
     Ok(())
 }
 
-fn welcome(policy: &Policy, settings: &ChannelSettings) -> Welcome {
+/// Tells all frontends what is served from now on.
+pub(crate) fn welcome_again(broker: &Broker) {
+    broker.frontends.borrow_mut().live.retain(|(settings, outbox)| {
+        let outbox = outbox.upgrade();
+        if let Some(outbox) = &outbox {
+            outbox.send(0, 0, &ToFrontend::Welcome(welcome(broker, settings)), &[]);
+        }
+        outbox.is_some()
+    });
+}
+
+fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
+    let frozen = broker.freeze.holds();
     let verdicts = settings
         .dialects
         .iter()
-        .flat_map(|dialect| authorize::served(policy, &settings.name, *dialect))
+        .flat_map(|dialect| authorize::served(&broker.sealed.policy, &settings.name, frozen, *dialect))
         .map(|(command, served)| (command.id(), served))
         .collect();
     let versions = vec![
         (Dialect::Qga, proto::QGA_LEVEL.to_owned()),
         (Dialect::Phoenix, proto::PHOENIX_LEVEL.to_owned()),
     ];
-    Welcome { channel: settings.clone(), verdicts, versions }
+    Welcome { channel: settings.clone(), frozen, verdicts, versions }
 }
 
 /// The requests of one frontend: those of one lane one after the other, those of lane 0 all at once.

@@ -39,6 +39,8 @@ pub struct Birth {
     pub audit: Audit,
     /// Where handle numbers come from.
     pub numbers: Numbers,
+    /// Says, for whoever comes after, whether something is frozen.
+    pub marker: Option<OwnedFd>,
 }
 
 /// The state that all tasks share.
@@ -49,6 +51,7 @@ pub(crate) struct Broker {
     pub(crate) deadlines: Rc<deadlines::Deadlines>,
     pub(crate) workers: workers::Workers,
     pub(crate) files: RefCell<files::Files>,
+    pub(crate) freeze: freeze::Freeze,
     pub(crate) programs: dispatch::Programs,
     pub(crate) frontends: RefCell<frontends::Frontends>,
     /// What the own jail enforces, for the hello.
@@ -66,7 +69,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         .enable_time()
         .build()
         .map_err(|error| format!("cannot build the event loop: {error}"))?;
-    let Birth { sealed, control, audit, numbers } = birth;
+    let Birth { sealed, control, audit, numbers, marker } = birth;
     let spawner = {
         let _inside = runtime.enter();
         control::Spawner::new(control).map_err(|error| format!("cannot watch the control socket: {error}"))?
@@ -78,6 +81,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
     let broker = Rc::new(Broker {
         workers: workers::Workers::new(sealed.settings.idle_seconds),
         files: RefCell::new(files::Files::new(numbers)),
+        freeze: freeze::Freeze::new(marker, &sealed.settings.freeze),
         programs: dispatch::Programs::default(),
         frontends: RefCell::default(),
         confinement: entered.report(),
@@ -96,6 +100,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         }),
     );
     tasks.spawn_local(broker.deadlines.clone().run());
+    tasks.spawn_local(freeze::attend(broker.clone()));
     let result = tasks.block_on(&runtime, control::serve(broker.clone()));
     broker.audit.note("stop", &serde_json::json!({}));
     result

@@ -3,7 +3,9 @@
 //! What a child writes is data: it is cut to lines of bounded length, its control characters are escaped, it is
 //! limited in rate, and the role stands in front of it.
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -21,10 +23,51 @@ pub fn to_stderr(verbose: bool) {
         .with_ansi(false)
         .with_max_level(level)
         .event_format(format)
-        .with_writer(std::io::stderr)
+        .with_writer(|| Log)
         .finish();
     // Only fails when called twice, and then the first is as good.
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+thread_local! {
+    /// Lines that wait for a thaw; none while nothing is frozen. The broker has one thread.
+    static HELD: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+/// Bytes that wait at most; what comes after them is dropped.
+const HELD_BYTES: usize = 256 * 1024;
+
+/// From now on nothing is written: the log may lie on a frozen filesystem.
+pub(crate) fn hold() {
+    HELD.with_borrow_mut(|held| _ = held.get_or_insert_default());
+}
+
+/// Writes what has waited.
+pub(crate) fn release() {
+    if let Some(lines) = HELD.take() {
+        // As every line: a log that is full or gone loses it.
+        let _ = std::io::stderr().write_all(&lines);
+    }
+}
+
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        HELD.with_borrow_mut(|held| match held {
+            Some(lines) => {
+                if lines.len() + line.len() <= HELD_BYTES {
+                    lines.extend_from_slice(line);
+                }
+                Ok(line.len())
+            }
+            None => std::io::stderr().write(line),
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 struct Seconds;

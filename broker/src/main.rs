@@ -14,6 +14,8 @@ const SEALED: i32 = 4;
 const AUDIT: i32 = 5;
 /// The state file, if there is one.
 const STATE: i32 = 6;
+/// The file that says whether something is frozen, if there is one.
+const MARKER: i32 = 7;
 
 fn main() -> ExitCode {
     jail::report_panics(Role::Broker);
@@ -34,5 +36,6 @@ fn serve() -> Result<(), String> {
     broker::log_to_stderr(sealed.settings.verbose);
     let audit = Audit::new(&sealed.settings, jail::take_fd(AUDIT).ok())?;
     let numbers = Numbers::new(jail::take_fd(STATE).ok());
-    broker::run(Birth { sealed, control, audit, numbers }, &ground)
+    let marker = jail::take_fd(MARKER).ok();
+    broker::run(Birth { sealed, control, audit, numbers, marker }, &ground)
 }

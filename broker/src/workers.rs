@@ -130,6 +130,7 @@ pub(crate) struct Running {
     id: u64,
     slot: Rc<Slot>,
     ended: Cell<bool>,
+    lost: Cell<bool>,
     late: Cell<Option<Late>>,
 }
 
@@ -197,6 +198,19 @@ impl Workers {
         Some(instance)
     }
 
+    /// Waits until no worker of `role` has a job, but not longer than `limit`.
+    pub(crate) async fn drained(&self, role: Role, limit: Duration) {
+        let busy = |instance: &Rc<Instance>| instance.role == role && !instance.jobs.borrow().is_empty();
+        let all = async {
+            while self.instances.borrow().iter().any(busy) {
+                self.freed.notified().await;
+            }
+        };
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!("a {} worker still works when its filesystem is frozen", role.name());
+        }
+    }
+
     /// The spawner has seen a worker's end.
     pub(crate) fn exited(&self, role: Role, number: u16, how: &str) {
         self.numbers.borrow_mut().retain(|known| *known != (role, number));
@@ -243,6 +257,17 @@ impl Instance {
         self.idle_since.set(Instant::now());
     }
 
+    /// Waits for its end.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.has_ended() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     async fn when_ready(&self) -> Result<(), String> {
         loop {
             let changed = self.changed.notified();
@@ -277,7 +302,14 @@ impl Instance {
             let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
             self.send(id, deadline_ms, &ToWorker::Job(job), payload);
         }
-        Running { instance: self.clone(), id, slot, ended: Cell::new(false), late: Cell::new(None) }
+        Running {
+            instance: self.clone(),
+            id,
+            slot,
+            ended: Cell::new(false),
+            lost: Cell::new(false),
+            late: Cell::new(None),
+        }
     }
 
     /// Closes what was opened too late for anybody to know of it.
@@ -376,6 +408,7 @@ impl Running {
             match event {
                 Some(event) => {
                     self.ended.set(matches!(event, Event::End(..) | Event::Lost(_)));
+                    self.lost.set(matches!(event, Event::Lost(_)));
                     return event;
                 }
                 None => self.slot.arrived.notified().await,
@@ -392,6 +425,11 @@ impl Running {
                 Event::Piece(..) | Event::Taken => {}
             }
         }
+    }
+
+    /// Whether the worker ended before it had answered.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get()
     }
 
     /// What to do if it is given up and succeeds all the same.
@@ -494,6 +532,9 @@ async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd)
     let greeted = tokio::time::timeout(START_LIMIT, expect_hello(broker, instance, &mut receiver)).await;
     if !greeted.map_err(|_| "nothing within 5 s of its start".to_owned())?? {
         return Ok(());
+    }
+    if instance.role == Role::Fsfreeze && broker.freeze.holds() {
+        outbox.send(0, 0, &ToWorker::Adopt, &[]);
     }
     *instance.state.borrow_mut() = State::Ready;
     instance.idle_since.set(Instant::now());

@@ -76,6 +76,7 @@ fn converse(pipe: &ToFrontendPipe) {
             dialects: vec![Dialect::Qga],
             peer_cid: None,
         },
+        frozen: false,
         verdicts: proto::commands().map(|command| (command.id(), true)).collect(),
         versions: vec![(Dialect::Qga, proto::QGA_LEVEL.to_owned())],
     };

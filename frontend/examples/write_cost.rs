@@ -63,6 +63,7 @@ fn main() {
             dialects: vec![Dialect::Qga],
             peer_cid: None,
         },
+        frozen: false,
         verdicts: proto::commands().map(|command| (command.id(), true)).collect(),
         versions: Vec::new(),
     };

@@ -255,6 +255,7 @@ fn sealed() -> OwnedFd {
         os_release: None,
         environment: Vec::new(),
         idle_seconds: 0,
+        ..Settings::default()
     };
     let bytes = Sealed::new(settings, policy()).encode().unwrap();
     jail::sealed::from_bytes(c"test", &bytes).unwrap()
@@ -507,9 +508,9 @@ fn welcomed() -> Alone {
     let frontend = Alone::start(Role::Frontend);
     frontend.send_as(&ToFrontend::Hello(hello()));
     let policy = policy();
-    let served = authorize::served(&policy, "test", Dialect::Qga);
+    let served = authorize::served(&policy, "test", false, Dialect::Qga);
     let verdicts = served.map(|(command, served)| (command.id(), served)).collect();
-    let welcome = Welcome { channel: channel(), verdicts, versions: Vec::new() };
+    let welcome = Welcome { channel: channel(), frozen: false, verdicts, versions: Vec::new() };
     frontend.send_as(&ToFrontend::Welcome(welcome));
     frontend
 }

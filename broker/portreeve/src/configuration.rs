@@ -17,7 +17,7 @@ use serde::Deserialize;
 use spawner::plan::CHANNELS;
 use toml::Spanned;
 
-use crate::launch::{Audit, IDLE_SECONDS, Line, Opened};
+use crate::launch::{Audit, Freeze, IDLE_SECONDS, Line, Opened};
 
 /// Where it is unless `--config` says otherwise.
 pub(crate) const PATH: &str = "/etc/portreeve/portreeve.toml";
@@ -41,6 +41,7 @@ pub(crate) struct Configuration {
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
+    pub(crate) freeze: Freeze,
 }
 
 #[derive(Deserialize, Default)]
@@ -57,6 +58,8 @@ struct Document {
     log: WrittenLog,
     uid_base: Option<Spanned<u32>>,
     idle_seconds: Option<u32>,
+    #[serde(default)]
+    freeze: WrittenFreeze,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +103,14 @@ struct WrittenLog {
     #[serde(default)]
     verbose: bool,
     file: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenFreeze {
+    limit_seconds: Option<u32>,
+    hook: Option<Spanned<PathBuf>>,
+    hook_limit_seconds: Option<u32>,
 }
 
 /// Reads the configuration: `given`, which must exist, or [`PATH`], which need not.
@@ -168,6 +179,7 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         log_file: document.log.file,
         uid_base,
         idle_seconds: document.idle_seconds.unwrap_or(IDLE_SECONDS),
+        freeze: reader.freeze(document.freeze)?,
     })
 }
 
@@ -303,6 +315,20 @@ impl Reader<'_> {
         let text = read(Path::new(name))
             .map_err(|error| self.complaint(written.span(), &format!("cannot read {name}: {error}")))?;
         Ok(Source::File { name: name.clone(), text })
+    }
+
+    fn freeze(&self, written: WrittenFreeze) -> Result<Freeze, Complaint> {
+        let usual = Freeze::default();
+        if let Some(hook) = written.hook.as_ref().filter(|hook| !hook.get_ref().is_absolute()) {
+            return Err(self.complaint(hook.span(), "the freeze hook is named by its whole path"));
+        }
+        let freeze = Freeze {
+            limit_seconds: written.limit_seconds.unwrap_or(usual.limit_seconds),
+            hook: None,
+            hook_limit_seconds: written.hook_limit_seconds.unwrap_or(usual.hook_limit_seconds),
+        };
+        let span = written.hook.as_ref().map_or(0..0, Spanned::span);
+        freeze.with_hook(written.hook.map(Spanned::into_inner)).map_err(|why| self.complaint(span, &why))
     }
 
     fn audit(&self, written: WrittenAudit) -> Result<(Audit, bool), Complaint> {

@@ -20,11 +20,11 @@ use compile::Bundle;
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use proto::Group;
-use proto::settings::{AuditSink, ChannelSettings, Settings};
+use proto::settings::{AuditSink, ChannelSettings, FreezeSettings, Settings};
 use spawner::{Channel, Descriptors, Method, Plan};
 
 use crate::say::{Level, log};
-use crate::{daemon, policy, state};
+use crate::{daemon, marker, policy, state};
 
 /// Where the other programs are when they are not beside this one.
 const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
@@ -34,6 +34,13 @@ const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
 
 const SPAWNER: &str = "portreeve-spawner";
 const SYSLOG: &str = "/dev/log";
+
+/// Seconds after which frozen filesystems are thawed by themselves, unless configured: longer than any backup holds them,
+/// shorter than a guest survives being stuck.
+const FREEZE_SECONDS: u32 = 600;
+
+/// Seconds for one run of the freeze hook, unless configured.
+const HOOK_SECONDS: u32 = 60;
 
 /// Seconds without work after which a worker ends, unless configured.
 pub(crate) const IDLE_SECONDS: u32 = 60;
@@ -57,8 +64,39 @@ pub(crate) struct Launch {
     /// Of no meaning without root.
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
+    pub(crate) freeze: Freeze,
     /// A daemon has a pid file.
     pub(crate) daemon: Option<PathBuf>,
+}
+
+/// How freezing is done.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Freeze {
+    /// Seconds after which the agent thaws by itself; 0 for never.
+    pub(crate) limit_seconds: u32,
+    /// Absolute.
+    pub(crate) hook: Option<PathBuf>,
+    /// Seconds for one run of the hook.
+    pub(crate) hook_limit_seconds: u32,
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Freeze { limit_seconds: FREEZE_SECONDS, hook: None, hook_limit_seconds: HOOK_SECONDS }
+    }
+}
+
+impl Freeze {
+    /// With the hook that was asked for; `/dev/null` stands for none, as distributions write it.
+    pub(crate) fn with_hook(self, hook: Option<PathBuf>) -> Result<Self, String> {
+        let hook = hook.filter(|path| path != Path::new("/dev/null"));
+        let hook = hook
+            .map(|path| {
+                absolute(&path).map_err(|error| format!("the freeze hook {}: {error}", path.display()))
+            })
+            .transpose()?;
+        Ok(Freeze { hook, ..self })
+    }
 }
 
 /// A channel: what all processes know of it, and how the spawner opens it.
@@ -129,6 +167,7 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         launch.make_paths_absolute()?;
     }
     let state = launch.state_directory.as_deref().map(open_state).transpose()?;
+    let marker = launch.state_directory.as_deref().map(marker::open).transpose()?;
     let (sink, audit) = open_audit(&launch.audit)?;
     if matches!((&launch.audit, sink), (Audit::SyslogIfThere, AuditSink::Off)) && launch.verbose {
         log(Level::Info, format_args!("no audit log: there is no {SYSLOG}"));
@@ -142,8 +181,11 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         },
         policy::Compiling::finish,
     );
-    let workers = workers(&policy);
-    let settings = Sealed::new(launch.settings(sink), policy).encode().map_err(|error| error.to_string())?;
+    let workers = launch.workers(&policy);
+    let boot_id = marker.as_ref().map(|marker| marker.boot_id.clone()).unwrap_or_default();
+    let frozen = marker.as_ref().is_some_and(|marker| marker.frozen);
+    let settings =
+        Sealed::new(launch.settings(sink, boot_id), policy).encode().map_err(|error| error.to_string())?;
     let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
         .map_err(|error| format!("settings: {error}"))?;
 
@@ -160,6 +202,7 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     let number = |file: Option<BorrowedFd<'_>>| file.map(|file| file.as_raw_fd());
     let audit = audit.as_ref().map(AsFd::as_fd);
     let state = state.as_ref().map(AsFd::as_fd);
+    let marker = marker.as_ref().map(|marker| marker.file.as_fd());
     let ready = ready.as_ref().map(AsFd::as_fd);
     let pid = pid_file.as_ref().map(|(file, _)| file.as_fd());
     let plan = Plan {
@@ -172,9 +215,11 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
             log: 2,
             audit: number(audit),
             state: number(state),
+            marker: number(marker),
             ready: number(ready),
             pid_file: number(pid),
         },
+        frozen,
         pid_file: pid_file.as_ref().map(|(_, path)| path.clone()),
         name: process_name(&launch.called),
         notify_socket: notify_socket(),
@@ -182,8 +227,16 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     let plan = plan.seal().map_err(|error| error.to_string())?;
 
     let inherited = launch.lines.iter().filter_map(Line::descriptor);
-    let others =
-        [Some(directory.as_fd()), Some(settings.as_fd()), Some(plan.as_fd()), audit, state, ready, pid];
+    let others = [
+        Some(directory.as_fd()),
+        Some(settings.as_fd()),
+        Some(plan.as_fd()),
+        audit,
+        state,
+        marker,
+        ready,
+        pid,
+    ];
     for file in others.into_iter().flatten().chain(inherited) {
         fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|error| format!("cannot hand a descriptor on: {error}"))?;
@@ -199,7 +252,16 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
 }
 
 impl Launch {
-    fn settings(&self, audit: AuditSink) -> Settings {
+    /// The workers that there is something to do for; others cannot even be started.
+    fn workers(&self, policy: &Policy) -> Vec<Role> {
+        let mut workers = workers(policy);
+        if self.freeze.hook.is_some() && workers.contains(&Role::Fsfreeze) {
+            workers.push(Role::Hook);
+        }
+        workers
+    }
+
+    fn settings(&self, audit: AuditSink, boot_id: String) -> Settings {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let inherited = |name: &OsStr| !NOT_INHERITED.iter().any(|not| name == *not);
         Settings {
@@ -214,6 +276,12 @@ impl Launch {
                 .map(|(name, value)| (name.into_vec(), value.into_vec()))
                 .collect(),
             idle_seconds: self.idle_seconds,
+            freeze: FreezeSettings {
+                limit_seconds: self.freeze.limit_seconds,
+                hook: self.freeze.hook.clone().map(|path| path.into_os_string().into_vec()),
+                hook_limit_seconds: self.freeze.hook_limit_seconds,
+                boot_id,
+            },
         }
     }
 
@@ -259,7 +327,7 @@ impl Line {
     }
 }
 
-/// The workers that the policy has something to do for; others cannot even be started.
+/// The workers that the policy has something to do for.
 fn workers(policy: &Policy) -> Vec<Role> {
     let of = |role, groups: &[Group]| groups.iter().any(|group| may_ever(policy, *group)).then_some(role);
     [
@@ -359,7 +427,8 @@ mod tests {
 
     #[test]
     fn workers_without_anything_to_do_are_not_in_the_plan() {
-        assert_eq!(workers_of("qemu-ga"), [Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Exec]);
+        let all = Role::ALL.into_iter().filter(|role| role.is_worker() && *role != Role::Hook);
+        assert_eq!(workers_of("qemu-ga"), all.collect::<Vec<_>>());
         assert_eq!(workers_of("observe"), [Role::Query, Role::Net]);
         assert_eq!(workers(&Policy::closed("bad")), []);
     }

@@ -14,6 +14,7 @@ mod doctor;
 mod getopt;
 mod key_file;
 mod launch;
+mod marker;
 mod phoenix_ga;
 mod policy;
 mod qemu_ga;

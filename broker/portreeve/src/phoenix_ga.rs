@@ -13,7 +13,7 @@ use jail::DEFAULT_UID_BASE;
 use proto::settings::{ChannelSettings, Method};
 use proto::{Dialect, PHOENIX_LEVEL};
 
-use crate::launch::{Audit, IDLE_SECONDS, Launch, Line, Opened, launch};
+use crate::launch::{Audit, Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
 use crate::say::{out, raw};
 
 const PATH: &str = "/dev/virtio-ports/org.guest-agent.0";
@@ -75,6 +75,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         state_directory: None,
         uid_base: DEFAULT_UID_BASE,
         idle_seconds: IDLE_SECONDS,
+        freeze: Freeze::default(),
         daemon: None,
     })
 }

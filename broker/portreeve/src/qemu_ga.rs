@@ -20,7 +20,7 @@ use crate::activation::{self, Activated};
 use crate::daemon;
 use crate::getopt::{Options, Spec, Value};
 use crate::key_file::{KeyFile, LIMIT, escape};
-use crate::launch::{Audit, IDLE_SECONDS, Launch, Line, Opened, launch};
+use crate::launch::{Audit, Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
 use crate::say::{out, raw};
 
 const VIRTIO_PATH: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
@@ -132,6 +132,7 @@ fn prepare(called: &OsStr, arguments: &[OsString]) -> Result<Option<Launch>, End
         state_directory: Some(config.state_directory.map_or_else(|| STATE_DIRECTORY.into(), PathBuf::from)),
         uid_base: DEFAULT_UID_BASE,
         idle_seconds: IDLE_SECONDS,
+        freeze: Freeze::default().with_hook(config.hook.map(PathBuf::from)).map_err(End::Bad)?,
         daemon: config.daemon.then(|| config.pid_file.map_or_else(|| PID_FILE.into(), PathBuf::from)),
         policy: Bundle {
             source: Source::Preset("qemu-ga".to_owned()),

@@ -41,6 +41,9 @@ pub enum Denied {
     /// The whole command is refused; worded exactly as by qemu-ga 9.1 and later, since clients compare it.
     #[error("Command {0} has been disabled: the command is not allowed")]
     Command(String),
+    /// It is refused while filesystems are frozen; to QEMU's clients the same as a command that the policy refuses.
+    #[error("Command {0} has been disabled: the command is not allowed")]
+    Frozen(String),
     /// This call of it is refused, because of its arguments.
     #[error("{0}")]
     Arguments(String),

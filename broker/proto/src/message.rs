@@ -55,7 +55,7 @@ pub enum FromFrontend {
 pub enum ToFrontend {
     /// Opens the conversation.
     Hello(Hello),
-    /// After the hello, and again whenever the policy has changed.
+    /// After the hello, and again whenever what is served has changed: by another policy, by a freeze, by a thaw.
     Welcome(Welcome),
     /// The request's payload may go on with that many pieces.
     More(u16),
@@ -71,6 +71,8 @@ pub enum ToFrontend {
 pub struct Welcome {
     /// Its channel.
     pub channel: ChannelSettings,
+    /// Whether filesystems are frozen: the verdicts are those of that state.
+    pub frozen: bool,
     /// For each command of the channel's dialects: may it be served at all?
     pub verdicts: Vec<(CommandId, bool)>,
     /// What `guest-info` and Phoenix's `ping` say.
@@ -90,6 +92,9 @@ pub enum ToWorker {
     More(u16),
     /// Nobody waits for this job any more. What it would hand out is taken back, if it has not begun it is dropped.
     Abandon,
+    /// Filesystems are frozen on the agent's behalf, by a worker before this one: on end-of-file and SIGTERM it thaws all that
+    /// can be thawed, not only what it froze itself.
+    Adopt,
     /// Closes the file with this handle: it was opened too late for anybody to know of it.
     Forget(u64),
 }

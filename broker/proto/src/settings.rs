@@ -50,9 +50,10 @@ pub struct ChannelSettings {
 }
 
 /// Where audit records go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
 pub enum AuditSink {
     /// Nowhere.
+    #[default]
     Off,
     /// To the descriptor the broker was born with: a file opened for appending, or a connected socket.
     Descriptor,
@@ -63,7 +64,7 @@ pub enum AuditSink {
 }
 
 /// Everything the processes need to know beside the policy.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Settings {
     /// The channels; the position is the frontend's instance number.
     pub channels: Vec<ChannelSettings>,
@@ -81,4 +82,19 @@ pub struct Settings {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Seconds without work after which a worker is ended; 0 for never.
     pub idle_seconds: u32,
+    /// Freezing.
+    pub freeze: FreezeSettings,
+}
+
+/// How freezing is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct FreezeSettings {
+    /// Seconds after which frozen filesystems are thawed by themselves; 0 for never.
+    pub limit_seconds: u32,
+    /// The program to run before a freeze and after a thaw; absolute.
+    pub hook: Option<Vec<u8>>,
+    /// Seconds that one run of it may take.
+    pub hook_limit_seconds: u32,
+    /// Names this boot of the kernel, in the file that says whether something is frozen.
+    pub boot_id: String,
 }

@@ -54,6 +54,8 @@ fn run() -> Result<i32, String> {
     let take = |number: Option<RawFd>| number.map(jail::take_fd).transpose();
     let audit = take(descriptors.audit).map_err(said("the audit log"))?;
     let state = take(descriptors.state).map_err(said("the state file"))?;
+    let marker = take(descriptors.marker).map_err(said("the marker of frozen filesystems"))?;
+    tell::hold(plan.frozen);
     let ready = take(descriptors.ready).map_err(said("the ready pipe"))?;
     let pid_file = take(descriptors.pid_file).map_err(said("the pid file"))?.zip(plan.pid_file.clone());
 
@@ -79,6 +81,7 @@ fn run() -> Result<i32, String> {
         settings,
         audit,
         state,
+        marker,
         network,
         signals,
     };

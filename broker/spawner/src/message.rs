@@ -23,6 +23,8 @@ const EXITED: u8 = 5;
 const FRONTEND: u8 = 6;
 const READY: u8 = 7;
 const STOP: u8 = 8;
+const FROZEN: u8 = 9;
+const THAW: u8 = 10;
 
 /// What the broker may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,12 @@ pub enum FromBroker {
     },
     /// All frontends have been welcomed. Tells systemd and a waiting parent.
     Ready,
+    /// Filesystems are frozen from now on, or are not any more: while they are, the spawner writes nothing and asks the broker to
+    /// thaw before it ends the agent.
+    Frozen {
+        /// Whether they are.
+        frozen: bool,
+    },
     /// End the agent with this exit status, 0 to 255.
     Stop {
         /// Exit status.
@@ -81,6 +89,8 @@ pub enum FromSpawner {
         /// As `waitpid(2)` gives it; [`std::process::ExitStatus`] takes it apart. Signal 31 is a refused system call.
         status: i32,
     },
+    /// The agent is to end while something is frozen: the broker thaws and then says Stop.
+    Thaw,
     /// A frontend runs. Two descriptors come along, as with Started.
     Frontend {
         /// The channel's index.
@@ -198,6 +208,9 @@ impl FromBroker {
             }
             Self::Kill { kind, instance } => Fields { operation: KILL, kind: kind as u8, instance, value: 0 },
             Self::Ready => Fields { operation: READY, ..Fields::default() },
+            Self::Frozen { frozen } => {
+                Fields { operation: FROZEN, value: frozen.into(), ..Fields::default() }
+            }
             Self::Stop { status } => Fields { operation: STOP, value: status.into(), ..Fields::default() },
         };
         fields.encode(sequence)
@@ -213,6 +226,7 @@ impl FromBroker {
             START => Self::Start { kind: fields.worker()?, instance: fields.instance },
             KILL => Self::Kill { kind: fields.worker_or_frontend()?, instance: fields.instance },
             READY => Self::Ready,
+            FROZEN => Self::Frozen { frozen: fields.value != 0 },
             STOP => Self::Stop { status: u8::try_from(fields.value).map_err(|_| Malformed::Field)? },
             other => return Err(Malformed::Operation(other)),
         };
@@ -235,6 +249,7 @@ impl FromSpawner {
             Self::Exited { kind, instance, status } => {
                 Fields { operation: EXITED, kind: kind as u8, instance, value: status.cast_unsigned() }
             }
+            Self::Thaw => Fields { operation: THAW, ..Fields::default() },
             Self::Frontend { channel, pid } => {
                 Fields { operation: FRONTEND, kind: Role::Frontend as u8, instance: channel, value: pid }
             }
@@ -269,6 +284,8 @@ impl FromSpawner {
                 fields.role(|role| role == Role::Frontend)?;
                 Self::Frontend { channel: instance, pid: fields.value }
             }
+            THAW if fields.kind == 0 && instance == 0 && fields.value == 0 => Self::Thaw,
+            THAW => return Err(Malformed::Field),
             other => return Err(Malformed::Operation(other)),
         };
         Ok((sequence, message))
@@ -279,7 +296,7 @@ impl FromSpawner {
     pub const fn descriptors(self) -> usize {
         match self {
             Self::Started { .. } | Self::Frontend { .. } => 2,
-            Self::Refused { .. } | Self::Exited { .. } => 0,
+            Self::Refused { .. } | Self::Exited { .. } | Self::Thaw => 0,
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Plan {
     pub channels: Vec<Channel>,
     /// What is open already.
     pub descriptors: Descriptors,
+    /// Whether an earlier agent left filesystems frozen: nothing is written until the broker says that they are thawed.
+    pub frozen: bool,
     /// The pid file to remove at the end; needs [`Descriptors::pid_file`]. Absolute.
     pub pid_file: Option<PathBuf>,
     /// Process name to show in `ps` and `pidof`, at most 15 bytes. Empty: left as it is.
@@ -107,6 +109,8 @@ pub struct Descriptors {
     pub audit: Option<RawFd>,
     /// The state file; descriptor 6 of the broker.
     pub state: Option<RawFd>,
+    /// The file that says whether filesystems are frozen; descriptor 7 of the broker, 5 of the fsfreeze worker.
+    pub marker: Option<RawFd>,
     /// Writing end of the pipe that a waiting parent reads; see [`READY`].
     pub ready: Option<RawFd>,
     /// The pid file, locked by this process (`fcntl(2)`, F_SETLK).
@@ -218,10 +222,14 @@ impl Plan {
                 }
             }
         }
-        let Descriptors { executables, settings, log, audit, state, ready, pid_file } = self.descriptors;
-        for descriptor in [Some(executables), Some(settings), Some(log), audit, state, ready, pid_file] {
+        let Descriptors { executables, settings, log, audit, state, marker, ready, pid_file } =
+            self.descriptors;
+        for descriptor in
+            [Some(executables), Some(settings), Some(log), audit, state, marker, ready, pid_file]
+        {
             put_descriptor(&mut out, descriptor)?;
         }
+        out.push(self.frozen.into());
         match &self.pid_file {
             Some(path) => put_path(&mut out, path)?,
             None => put_text(&mut out, b"", 0, "pid file")?,
@@ -261,8 +269,14 @@ impl Plan {
             log: rest.open_descriptor("log")?,
             audit: rest.descriptor()?,
             state: rest.descriptor()?,
+            marker: rest.descriptor()?,
             ready: rest.descriptor()?,
             pid_file: rest.descriptor()?,
+        };
+        let frozen = match rest.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(PlanError::Range("frozen")),
         };
         let pid_file = Some(rest.path()?).filter(|path| !path.as_os_str().is_empty());
         let name = rest.text(15, "process name")?.to_vec();
@@ -270,7 +284,7 @@ impl Plan {
         if !rest.bytes.is_empty() {
             return Err(PlanError::Long);
         }
-        Ok(Self { uid_base, workers, channels, descriptors, pid_file, name, notify_socket })
+        Ok(Self { uid_base, workers, channels, descriptors, frozen, pid_file, name, notify_socket })
     }
 }
 
@@ -424,9 +438,11 @@ mod tests {
                 log: 2,
                 audit: Some(6),
                 state: None,
+                marker: Some(9),
                 ready: Some(7),
                 pid_file: Some(8),
             },
+            frozen: false,
             pid_file: Some("/run/qemu-ga.pid".into()),
             name: b"qemu-ga".to_vec(),
             notify_socket: b"@notify".to_vec(),

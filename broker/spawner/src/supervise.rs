@@ -8,10 +8,11 @@
 //!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
 //!  SIGTERM, SIGINT, STOP ──► SIGTERM to all, SIGKILL after 1 s, gone after 2 s whatever hangs
+//!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use jail::Role;
@@ -21,8 +22,8 @@ use spawner::plan::CHANNELS;
 use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Method, Plan, Reason};
 
 use crate::channel;
-use crate::start::{Birth, Born, Program, control_pair, packet_pair, pipe, start};
-use crate::tell::{Level, Waiting, log};
+use crate::start::{BORN_WITH, Birth, Born, Program, control_pair, packet_pair, pipe, start};
+use crate::tell::{self, Level, Waiting, log};
 
 /// Exit status of a frontend whose channel is no more (`docs/design.md`).
 const CHANNEL_GONE: i32 = 10;
@@ -48,6 +49,12 @@ const ALLOWANCE: u32 = 10;
 const KILL_AFTER: Duration = Duration::from_secs(1);
 const LEAVE_AFTER: Duration = Duration::from_millis(1800);
 
+/// How long the broker may take to thaw before the agent ends all the same, hooks included; systemd waits 90 s.
+const THAW_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long the fsfreeze worker may take to thaw by itself when the broker has not.
+const THAWING: Duration = Duration::from_secs(10);
+
 /// Kinds of workers times instances, frontends, the broker.
 const CHILDREN: usize = 11 * INSTANCES as usize + CHANNELS + 1;
 
@@ -61,6 +68,7 @@ pub(crate) struct Equipment {
     pub(crate) settings: OwnedFd,
     pub(crate) audit: Option<OwnedFd>,
     pub(crate) state: Option<OwnedFd>,
+    pub(crate) marker: Option<OwnedFd>,
     /// The empty network.
     pub(crate) network: Option<OwnedFd>,
     /// A signalfd for SIGTERM and SIGINT.
@@ -81,6 +89,10 @@ pub(crate) struct Supervisor {
     lines: Vec<Line>,
     allowances: [Allowance; Role::ALL.len()],
     ending: Option<Ending>,
+    /// Filesystems are frozen: the broker says so.
+    frozen: bool,
+    /// Asked to end while they are: when the broker's time to thaw is over.
+    thaw_until: Option<Instant>,
     /// When to let go of the memory and code that the start took.
     settle_at: Option<Instant>,
 }
@@ -153,6 +165,7 @@ struct Ending {
     status: i32,
     kill_at: Instant,
     leave_at: Instant,
+    thawed_by: Instant,
     killed: bool,
 }
 
@@ -193,6 +206,8 @@ impl Supervisor {
             lines,
             allowances: std::array::from_fn(|_| Allowance { left: ALLOWANCE, counted: Instant::now() }),
             ending: None,
+            frozen: plan.frozen,
+            thaw_until: None,
             settle_at: None,
         })
     }
@@ -207,6 +222,9 @@ impl Supervisor {
             self.start_due();
             self.wait(&mut polled);
             if self.signalled() {
+                self.end_thawed();
+            }
+            if self.thaw_until.is_some_and(|until| Instant::now() >= until) {
                 self.end(0);
             }
             self.serve_broker();
@@ -222,16 +240,29 @@ impl Supervisor {
     fn finish(&mut self) -> Option<i32> {
         let ending = self.ending.as_mut()?;
         let now = Instant::now();
-        if self.children.is_empty() || now >= ending.leave_at {
+        // systemd kills what is left in the unit when this process has gone: not before it has thawed.
+        let thaws = self.children.iter().any(|child| child.role == Role::Fsfreeze) && now < ending.thawed_by;
+        if self.children.is_empty() || (now >= ending.leave_at && !thaws) {
             return Some(ending.status);
         }
         if now >= ending.kill_at && !ending.killed {
             ending.killed = true;
-            for child in &self.children {
+            for child in self.children.iter().filter(|child| child.role != Role::Fsfreeze) {
                 child.signal(libc::SIGKILL);
             }
         }
         None
+    }
+
+    /// Ends the agent, but has the broker thaw first if something is frozen: hooks are run then, and records written.
+    fn end_thawed(&mut self) {
+        if !self.frozen || self.control.is_none() {
+            return self.end(0);
+        }
+        if self.thaw_until.is_none() {
+            self.thaw_until = Some(later(THAW_WITHIN));
+            self.tell(FromSpawner::Thaw, 0, None);
+        }
     }
 
     fn end(&mut self, status: i32) {
@@ -245,8 +276,9 @@ impl Supervisor {
         for child in brokers.chain(others) {
             child.signal(libc::SIGTERM);
         }
-        let (kill_at, leave_at) = (later(KILL_AFTER), later(LEAVE_AFTER));
-        self.ending = Some(Ending { status, kill_at, leave_at, killed: false });
+        self.thaw_until = None;
+        let (kill_at, leave_at, thawed_by) = (later(KILL_AFTER), later(LEAVE_AFTER), later(THAWING));
+        self.ending = Some(Ending { status, kill_at, leave_at, thawed_by, killed: false });
     }
 
     fn start_due(&mut self) {
@@ -287,6 +319,7 @@ impl Supervisor {
                 Some(equipment.settings.as_fd()),
                 equipment.audit.as_ref().map(AsFd::as_fd),
                 equipment.state.as_ref().map(AsFd::as_fd),
+                equipment.marker.as_ref().map(AsFd::as_fd),
             ];
             let born = start(&equipment.birth(Role::Broker, 0, descriptors)?)?;
             Ok((own, born))
@@ -315,8 +348,16 @@ impl Supervisor {
         let started = packet_pair().and_then(|(broker, own)| {
             let (log, log_writer) = pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)?;
             let null = Some(equipment.null.as_fd());
-            let descriptors =
-                [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), None, Some(channel.as_fd()), None];
+            let descriptors = [
+                null,
+                null,
+                Some(log_writer.as_fd()),
+                Some(own.as_fd()),
+                None,
+                Some(channel.as_fd()),
+                None,
+                None,
+            ];
             let born = start(&equipment.birth(Role::Frontend, instance, descriptors)?)?;
             Ok((broker, log, born))
         });
@@ -353,7 +394,9 @@ impl Supervisor {
             let (log, log_writer) = pipe(libc::O_CLOEXEC | libc::O_NONBLOCK)?;
             let null = Some(equipment.null.as_fd());
             let settings = Some(equipment.settings.as_fd());
-            let descriptors = [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), settings, None, None];
+            let marker = equipment.marker.as_ref().filter(|_| kind == Role::Fsfreeze).map(AsFd::as_fd);
+            let descriptors =
+                [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), settings, marker, None, None];
             let born = start(&equipment.birth(kind, instance, descriptors)?)?;
             Ok((broker, log, born))
         });
@@ -394,6 +437,7 @@ impl Supervisor {
     /// Until the earliest of what is due; −1 for ever.
     fn milliseconds_to_wait(&self) -> libc::c_int {
         let earliest = match &self.ending {
+            Some(ending) if ending.killed && Instant::now() >= ending.leave_at => Some(ending.thawed_by),
             Some(ending) if ending.killed => Some(ending.leave_at),
             Some(ending) => Some(ending.kill_at),
             None => {
@@ -404,7 +448,7 @@ impl Supervisor {
                     Some(_) if self.control.is_none() || self.is_running(Role::Frontend, instance) => None,
                     Some(_) => Some(line.frontend.next),
                 });
-                broker.into_iter().chain(lines).chain(self.settle_at).min()
+                broker.into_iter().chain(lines).chain(self.settle_at).chain(self.thaw_until).min()
             }
         };
         let Some(earliest) = earliest else { return -1 };
@@ -451,8 +495,15 @@ impl Supervisor {
                 }
             }
             FromBroker::Ready => {
+                if !self.frozen {
+                    tell::hold(false);
+                }
                 self.waiting.ready();
                 self.settle_at = Some(later(QUIET));
+            }
+            FromBroker::Frozen { frozen } => {
+                self.frozen = frozen;
+                tell::hold(frozen);
             }
             FromBroker::Stop { status } => self.end(status.into()),
         }
@@ -515,8 +566,13 @@ impl Supervisor {
     fn broker_has_ended(&mut self, lived: Duration) {
         for child in &mut self.children {
             child.orphan = true;
-            child.signal(libc::SIGKILL);
+            // It sees that the broker has gone, thaws what is frozen, and ends by itself.
+            if child.role != Role::Fsfreeze {
+                child.signal(libc::SIGKILL);
+            }
         }
+        // Lines are still held: the next broker knows whether all is thawed.
+        self.frozen = false;
         self.broker_deaths = self.broker_deaths.saturating_add(1);
         if !self.waiting.is_ready() && self.broker_deaths >= BROKER_TRIES {
             log(Level::Critical, &format_args!("the broker does not start: giving up"));
@@ -554,7 +610,7 @@ impl Equipment {
         &'a self,
         role: Role,
         instance: u16,
-        descriptors: [Option<std::os::fd::BorrowedFd<'a>>; 7],
+        descriptors: [Option<BorrowedFd<'a>>; BORN_WITH],
     ) -> io::Result<Birth<'a>> {
         let program = self
             .programs

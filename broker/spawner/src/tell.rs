@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use spawner::plan::READY;
@@ -15,6 +16,28 @@ pub(crate) enum Level {
     Critical,
     Warning,
     Message,
+}
+
+/// Lines that wait while filesystems are frozen: the log may lie on one, and a write there never returns. Those that do not fit
+/// are dropped. None: nothing is frozen.
+static HELD: Mutex<Option<String>> = Mutex::new(None);
+
+/// Bytes that wait at most.
+const HELD_BYTES: usize = 16 * 1024;
+
+/// Holds lines back from now on, or writes those that were.
+pub(crate) fn hold(hold: bool) {
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if hold {
+        held.get_or_insert_with(|| String::with_capacity(HELD_BYTES));
+    } else if let Some(lines) = held.take() {
+        write(&lines);
+    }
+}
+
+fn write(text: &str) {
+    // SAFETY: `text` is valid for its length and write(2) only reads it; a log that is full or gone loses it.
+    let _ = unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
 }
 
 /// Writes one line to the log: `<unix seconds>.<microseconds>: <level>: <text>`, the form of qemu-ga's log.
@@ -28,8 +51,12 @@ pub(crate) fn log(level: Level, text: &std::fmt::Arguments<'_>) {
     let mut line = String::with_capacity(256);
     // Writing to a String does not fail.
     let _ = writeln!(line, "{}.{:06}: {word}: {text}", now.as_secs(), now.subsec_micros());
-    // SAFETY: `line` is valid for its length and write(2) only reads it; the result is of no use, see above.
-    let _ = unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *held {
+        Some(lines) if lines.len().saturating_add(line.len()) <= HELD_BYTES => lines.push_str(&line),
+        Some(_) => {}
+        None => write(&line),
+    }
 }
 
 /// Those who wait for the agent to be up; told once.

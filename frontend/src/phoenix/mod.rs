@@ -21,6 +21,11 @@ pub struct Asked {
     pub tag: Vec<u8>,
 }
 
+/// What every request but a few gets while filesystems are frozen; clients match the beginning.
+pub fn frozen(name: &str) -> String {
+    format!("All filesystems are frozen. Cannot execute: {name}")
+}
+
 /// Reads one line, without its LF.
 ///
 /// # Errors

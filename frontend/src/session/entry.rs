@@ -107,13 +107,17 @@ impl Form {
     /// Writes a refusal.
     pub(super) fn denied(&self, denied: &Denied, output: &mut Vec<u8>) {
         let class = match denied {
-            Denied::Command(_) => COMMAND_NOT_FOUND,
+            Denied::Command(_) | Denied::Frozen(_) => COMMAND_NOT_FOUND,
             Denied::Arguments(_) => GENERIC_ERROR,
         };
-        let text = denied.to_string();
-        match self {
-            Form::Qga(id) => qga::encoding::error(class, text.as_bytes(), id.as_ref(), output),
-            Form::Phoenix(tag) => phoenix::encoding::error(&text, -1, tag, output),
+        match (self, denied) {
+            (Form::Qga(id), _) => {
+                qga::encoding::error(class, denied.to_string().as_bytes(), id.as_ref(), output);
+            }
+            (Form::Phoenix(tag), Denied::Frozen(name)) => {
+                phoenix::encoding::error(&phoenix::frozen(name), -1, tag, output);
+            }
+            (Form::Phoenix(tag), _) => phoenix::encoding::error(&denied.to_string(), -1, tag, output),
         }
     }
 

@@ -382,7 +382,14 @@ impl Session {
             }
         };
         let form = Form::Phoenix(asked.tag);
-        let Some(known) = self.verdicts.find(Dialect::Phoenix, &asked.execute) else {
+        let known = self.verdicts.find(Dialect::Phoenix, &asked.execute);
+        // Before anything else is looked at, whether the name is known or not.
+        if self.verdicts.frozen && !known.is_some_and(|known| known.permitted) {
+            let name = String::from_utf8_lossy(&asked.execute).into_owned();
+            let denied = Denied::Frozen(name);
+            return self.put(&form, now, |form, line| form.denied(&denied, line));
+        }
+        let Some(known) = known else {
             let text = [b"Unknown command: ", &*asked.execute].concat();
             return self.put(&form, now, |form, line| form.failed(&text, line));
         };

@@ -50,6 +50,8 @@ pub(super) struct Known {
 pub(super) struct Verdicts {
     qga: HashMap<&'static [u8], Known>,
     phoenix: HashMap<&'static [u8], Known>,
+    /// Whether filesystems are frozen.
+    pub(super) frozen: bool,
     /// What `guest-info` returns.
     pub(super) info: Vec<u8>,
     /// What Phoenix's `ping` returns.
@@ -84,7 +86,7 @@ impl Verdicts {
         let (mut ping, mut commands) = (Vec::new(), Vec::new());
         phoenix::encoding::typed(&version(Dialect::Phoenix), &mut ping);
         phoenix::encoding::typed(&phoenix_commands(permitted), &mut commands);
-        Verdicts { qga, phoenix, info, version: ping, commands }
+        Verdicts { qga, phoenix, frozen: welcome.frozen, info, version: ping, commands }
     }
 
     pub(super) fn find(&self, dialect: Dialect, name: &[u8]) -> Option<Known> {

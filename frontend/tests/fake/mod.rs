@@ -40,6 +40,7 @@ pub(crate) fn welcome(dialects: &[Dialect], denied: &[&str]) -> Welcome {
             dialects: dialects.to_vec(),
             peer_cid: None,
         },
+        frozen: false,
         verdicts: proto::commands()
             .map(|command| (command.id(), !denied.contains(&command.name())))
             .collect(),

@@ -19,6 +19,8 @@ use proto::{Denied, Dialect, Group, Request};
 pub struct Asker<'a> {
     /// The channel's name.
     pub channel: &'a str,
+    /// Whether the agent holds filesystems frozen. Then the policy has no say: see [`safe_while_frozen`].
+    pub frozen: bool,
 }
 
 /// A request that the policy permits: the only thing that work is done for.
@@ -64,6 +66,14 @@ pub struct Refusal {
 pub fn authorize(policy: &Policy, asker: Asker<'_>, request: Request) -> Result<Permitted, Box<Refusal>> {
     let command = request.command();
     let refuse = |denied, rule, request| Err(Box::new(Refusal { denied, rule, request }));
+    if asker.frozen {
+        let rule = Origin { place: "frozen".to_owned(), line: 0 };
+        return if safe_while_frozen(command) {
+            Ok(Permitted { request, rule })
+        } else {
+            refuse(Denied::Frozen(command.name().to_owned()), rule, request)
+        };
+    }
     match policy.decide(asker.channel, command, request.group()) {
         (Outcome::Allow, rule) => Ok(Permitted { request, rule: rule.clone() }),
         // Refusing one way of calling a command that has others is about the arguments.
@@ -86,13 +96,37 @@ pub fn may_ever(policy: &Policy, group: Group) -> bool {
     policy.grants(group)
 }
 
+/// Whether `command` is served while filesystems are frozen, whatever the policy says: thawing must be possible in every
+/// configuration, and nothing else may begin that could wait for a frozen filesystem.
+///
+/// qemu-ga's list since 9.1 (`qga/main.c`, `ga_freeze_allowlist`), and the same of Phoenix's.
+pub fn safe_while_frozen(command: &proto::Command) -> bool {
+    match command.dialect {
+        Dialect::Qga => matches!(
+            command.name(),
+            "guest-ping"
+                | "guest-info"
+                | "guest-sync"
+                | "guest-sync-delimited"
+                | "guest-fsfreeze-status"
+                | "guest-fsfreeze-thaw"
+        ),
+        Dialect::Phoenix => matches!(
+            command.name(),
+            "ping" | "get-commands" | "agent-shutdown" | "get-freeze-status" | "fs-unfreeze"
+        ),
+    }
+}
+
 /// The commands of `dialect` that are served by any call at all; for `guest-info` and the frontend.
 pub fn served<'a>(
     policy: &'a Policy,
     channel: &'a str,
+    frozen: bool,
     dialect: Dialect,
 ) -> impl Iterator<Item = (&'static proto::Command, bool)> + 'a {
-    proto::commands()
-        .filter(move |command| command.dialect == dialect)
-        .map(move |command| (command, policy.serves(channel, command)))
+    proto::commands().filter(move |command| command.dialect == dialect).map(move |command| {
+        let served = if frozen { safe_while_frozen(command) } else { policy.serves(channel, command) };
+        (command, served)
+    })
 }

@@ -169,7 +169,7 @@ mod tests {
     }
 
     fn ask(policy: &Policy, request: Request) -> Result<String, (String, String)> {
-        match authorize(policy, Asker { channel: "a" }, request) {
+        match authorize(policy, Asker { channel: "a", frozen: false }, request) {
             Ok(permitted) => Ok(permitted.rule().to_string()),
             Err(refusal) => Err((refusal.denied.to_string(), refusal.rule.to_string())),
         }

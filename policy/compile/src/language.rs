@@ -276,8 +276,9 @@ mod tests {
     fn the_presets_compile_and_are_no_wider_than_they_say() {
         let policy =
             |name: &str| Policy::new(name, Vec::new(), rules(name, crate::preset(name).unwrap()).unwrap());
-        let allowed =
-            |policy: &Policy, request: Request| authorize(policy, Asker { channel: "a" }, request).is_ok();
+        let allowed = |policy: &Policy, request: Request| {
+            authorize(policy, Asker { channel: "a", frozen: false }, request).is_ok()
+        };
         let status = || Request::from(exec::Request::Status(exec::Status { pid: 1 }));
         let flush = || Request::from(file::Request::Flush(file::OfHandle { handle: 1 }));
         let load = || Request::from(query::Request::Load(NoArguments {}));

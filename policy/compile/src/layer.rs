@@ -84,7 +84,7 @@ mod tests {
         ];
         let allowed = requests
             .into_iter()
-            .filter_map(|request| authorize(&policy, Asker { channel: "a" }, request).ok())
+            .filter_map(|request| authorize(&policy, Asker { channel: "a", frozen: false }, request).ok())
             .map(|permitted| permitted.request().command().name())
             .collect();
         (allowed, warnings)

@@ -124,7 +124,8 @@ fn decides(policy: &Policy) {
     for request in super::samples::requests() {
         let group = request.group();
         for channel in ["test", ""] {
-            let permitted = authorize::authorize(policy, Asker { channel }, request.clone()).is_ok();
+            let permitted =
+                authorize::authorize(policy, Asker { channel, frozen: false }, request.clone()).is_ok();
             assert!(!permitted || authorize::may_ever(policy, group), "{request:?} was permitted");
         }
     }

@@ -87,7 +87,7 @@ pub(crate) fn welcome(dialects: &[Dialect]) -> Welcome {
         dialects: dialects.to_vec(),
         peer_cid: None,
     };
-    Welcome { channel, verdicts, versions }
+    Welcome { channel, frozen: false, verdicts, versions }
 }
 
 fn from_frontend() -> Vec<FromFrontend> {
@@ -222,8 +222,10 @@ fn plan() -> Plan {
             audit: Some(5),
             state: Some(6),
             ready: None,
+            marker: Some(9),
             pid_file: Some(7),
         },
+        frozen: false,
         pid_file: Some("/run/qemu-ga.pid".into()),
         name: b"qemu-ga".to_vec(),
         notify_socket: b"@notify".to_vec(),
@@ -240,7 +242,7 @@ fn settings() -> Settings {
         os_release: None,
         environment: vec![(b"PATH".to_vec(), b"/usr/bin".to_vec())],
         idle_seconds: 60,
-    }
+    }..Settings::default()
 }
 
 fn policy() -> Policy {

@@ -44,9 +44,11 @@ pub(crate) fn launch(arguments: &[OsString]) {
             log: 2,
             audit: Some(file("audit")),
             state: Some(file("state")),
+            marker: None,
             ready: None,
             pid_file: None,
         },
+        frozen: false,
         pid_file: None,
         name: Vec::new(),
         notify_socket: Vec::new(),
@@ -89,6 +91,7 @@ fn sealed(channels: &[PathBuf]) -> OwnedFd {
         os_release: None,
         environment: Vec::new(),
         idle_seconds: 0,
+        ..Settings::default()
     };
     let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![everything]));
     jail::sealed::from_bytes(c"portreeve-settings", &sealed.encode().unwrap()).unwrap()

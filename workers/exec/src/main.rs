@@ -154,7 +154,9 @@ impl Worker {
                 }
             }
             Event::Abandoned(job) => self.abandoned(job),
-            Event::Forget(_) => give_up(Role::Exec, &"the broker spoke of a file, and this worker has none"),
+            Event::Forget(_) | Event::Adopt => {
+                give_up(Role::Exec, &"the broker spoke of files or filesystems, and this worker has none")
+            }
         }
     }
 

@@ -38,6 +38,7 @@ impl Worker {
             os_release: None,
             environment: Vec::new(),
             idle_seconds: 0,
+            ..Settings::default()
         };
         change(&mut settings);
         let rule = Rule {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use authorize::{Asker, Sealed, authorize};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
+use proto::fsfreeze::Request as Thaw;
 use proto::message::{Detail, FromWorker, Hello, Job, ToWorker};
 use proto::settings::Settings;
 use proto::{Failed, Reply, Request};
@@ -170,6 +171,8 @@ pub enum Event<'a, Q> {
     Abandoned(u64),
     /// What was handed out under this handle is to be taken back: nobody knows of it.
     Forget(u64),
+    /// Filesystems are frozen, by a worker before this one.
+    Adopt,
 }
 
 impl Connection {
@@ -190,6 +193,7 @@ impl Connection {
             ToWorker::More(count) => Event::More(id, count),
             ToWorker::Abandon => Event::Abandoned(id),
             ToWorker::Forget(handle) => Event::Forget(handle),
+            ToWorker::Adopt => Event::Adopt,
             ToWorker::Hello(_) => self.fault("a second hello"),
         })
     }
@@ -239,6 +243,7 @@ impl Connection {
                 // It has been done by now or waits behind this message; the broker drops the answer.
                 Event::Abandoned(_) => {}
                 Event::Forget(handle) => forget(handle),
+                Event::Adopt => self.fault("what only the fsfreeze worker is told"),
                 Event::Piece(..) | Event::More(..) => {
                     self.fault("a piece, or asked for one, in no job with pieces")
                 }
@@ -249,7 +254,9 @@ impl Connection {
     /// Decides the request again. What the policy refuses here was permitted by a broker that is not ours any more.
     fn permitted<Q: TryFrom<Request>>(&self, id: u64, channel: &str, request: Request) -> Q {
         let name = request.command().name();
-        match authorize(&self.sealed.policy, Asker { channel }, request) {
+        // Thawing is always permitted; whether something is frozen is not for this worker to know.
+        let thaws = matches!(request, Request::Fsfreeze(Thaw::Thaw(_) | Thaw::PhoenixThaw(_)));
+        match authorize(&self.sealed.policy, Asker { channel, frozen: thaws }, request) {
             Ok(permitted) => Q::try_from(permitted.into_request())
                 .unwrap_or_else(|_| self.fault(&format!("{name}, which is not this worker's"))),
             Err(refusal) => {

@@ -63,6 +63,7 @@ impl Worker {
             os_release: None,
             environment: Vec::new(),
             idle_seconds: 0,
+            ..Settings::default()
         };
         let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![allow])).encode().unwrap();
         let sealed = jail::sealed::from_bytes(c"sealed", &sealed).unwrap();

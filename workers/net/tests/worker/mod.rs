@@ -163,6 +163,7 @@ fn sealed(environment: &[(&str, &str)]) -> OwnedFd {
         os_release: None,
         environment: environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
         idle_seconds: 0,
+        ..Settings::default()
     };
     let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![everything]));
     jail::sealed::from_bytes(c"test", &sealed.encode().unwrap()).unwrap()
