@@ -22,6 +22,8 @@ pub struct Program<'a> {
     pub environment: &'a [CString],
     /// What becomes its descriptors 0, 1 and 2. Their own numbers must be 3 or higher. It gets no others.
     pub descriptors: [BorrowedFd<'a>; 3],
+    /// Whether it begins a session of its own, so that a signal to its group reaches it and its children and nobody else.
+    pub session: bool,
 }
 
 /// A program that was started. It is the caller's to reap.
@@ -46,7 +48,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Started> {
         actions.duplicate(*descriptor, number)?;
     }
     actions.close_from(3)?;
-    let attributes = Attributes::new()?;
+    let attributes = Attributes::new(program.session)?;
     let arguments = pointers(program.arguments);
     let environment = pointers(program.environment);
     let mut pid = 0;
@@ -131,11 +133,14 @@ impl Drop for Actions {
     }
 }
 
+/// POSIX_SPAWN_SETSID, `spawn.h` of glibc since 2.26 and of musl; the libc crate has no name for it.
+const SETSID: libc::c_int = 0x80;
+
 /// What the child does with its signals.
 struct Attributes(libc::posix_spawnattr_t);
 
 impl Attributes {
-    fn new() -> io::Result<Self> {
+    fn new(session: bool) -> io::Result<Self> {
         let mut attributes = MaybeUninit::uninit();
         // SAFETY: it initialises what it is given room for.
         check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
@@ -150,7 +155,8 @@ impl Attributes {
             libc::sigaddset(signals.as_mut_ptr(), libc::SIGPIPE);
             check(libc::posix_spawnattr_setsigdefault(&raw mut attributes.0, signals.as_ptr()))?;
         }
-        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
+        let session = if session { SETSID } else { 0 };
+        let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF | session;
         let flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
         // SAFETY: the attributes are initialised; both flags are ones it knows.
         check(unsafe { libc::posix_spawnattr_setflags(&raw mut attributes.0, flags) })?;
@@ -183,6 +189,7 @@ mod tests {
             arguments: &arguments,
             environment: &environment,
             descriptors: [null.as_fd(), writer.as_fd(), null.as_fd()],
+            session: false,
         })
         .expect("starts");
         drop(writer);
@@ -225,7 +232,13 @@ mod tests {
     fn what_cannot_be_executed_is_an_error_and_no_process() {
         let null = File::open("/dev/null").expect("opens");
         let started = |file: &CStr| {
-            spawn(&Program { file, arguments: &[], environment: &[], descriptors: [null.as_fd(); 3] })
+            spawn(&Program {
+                file,
+                arguments: &[],
+                environment: &[],
+                descriptors: [null.as_fd(); 3],
+                session: false,
+            })
         };
         assert_eq!(started(c"/nonexistent").expect_err("not there").raw_os_error(), Some(libc::ENOENT));
         assert_eq!(started(c"/tmp").expect_err("a directory").raw_os_error(), Some(libc::EACCES));
@@ -234,8 +247,13 @@ mod tests {
     #[test]
     fn a_low_descriptor_is_refused() {
         let input = io::stdin();
-        let program =
-            Program { file: c"/bin/true", arguments: &[], environment: &[], descriptors: [input.as_fd(); 3] };
+        let program = Program {
+            file: c"/bin/true",
+            arguments: &[],
+            environment: &[],
+            descriptors: [input.as_fd(); 3],
+            session: false,
+        };
         assert_eq!(spawn(&program).expect_err("0 is low").raw_os_error(), Some(libc::EINVAL));
     }
 }

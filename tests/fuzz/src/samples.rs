@@ -242,7 +242,8 @@ fn settings() -> Settings {
         os_release: None,
         environment: vec![(b"PATH".to_vec(), b"/usr/bin".to_vec())],
         idle_seconds: 60,
-    }..Settings::default()
+        ..Settings::default()
+    }
 }
 
 fn policy() -> Policy {

@@ -152,7 +152,7 @@ impl Shared {
         })?;
         let descriptors = theirs.descriptors();
         let start = |file: &CStr, arguments: &[CString]| {
-            spawn(&File { file, arguments, environment: &command.environment, descriptors })
+            spawn(&File { file, arguments, environment: &command.environment, descriptors, session: false })
         };
         let started = command.execute(start).map_err(failed)?;
         Ok((started, ours))
