@@ -5,7 +5,7 @@ mod fake;
 
 use fake::{Fake, nothing, read_done};
 use proto::message::ToFrontend;
-use proto::{Answer, Denied, Dialect, Failed, Reply, exec, file, limits};
+use proto::{Answer, Denied, Dialect, Failed, Reply, exec, file, fsfreeze, limits, power};
 
 const PING: &str = r#"{"execute":"guest-ping"}"#;
 const FLUSH: &str = r#"{"execute":"guest-file-flush","arguments":{"handle":1}}"#;
@@ -32,6 +32,29 @@ fn replies_leave_in_the_order_of_the_requests() {
     fake.answer(2, Reply::File(file::Reply::Open(5)));
     assert_eq!(fake.heard(), "{\"return\": 5}\n{\"return\": {}}\n");
     assert!(fake.session.is_idle());
+}
+
+/// A client that reads of a failure believes that the guest is not frozen.
+#[test]
+fn a_freeze_is_not_given_up_because_others_wait_only_because_of_a_sync() {
+    let freeze = r#"{"execute":"guest-fsfreeze-freeze"}"#;
+    let mut fake = Fake::qga();
+    fake.say(format!("{freeze}{PING}"));
+    assert_eq!(fake.session.deadline(), None);
+    fake.answer(1, Reply::Fsfreeze(fsfreeze::Reply::Freeze(2)));
+    assert_eq!(fake.heard(), "{\"return\": 2}\n{\"return\": {}}\n");
+    fake.say(format!("{freeze}{PING}{SYNC}"));
+    assert!(fake.session.deadline().is_some());
+}
+
+/// libvirt and others wait for the machine, and take a line for a failure.
+#[test]
+fn a_shutdown_that_succeeds_is_not_answered() {
+    let mut fake = Fake::qga();
+    fake.say(r#"{"execute":"guest-shutdown"}"#);
+    fake.answer(1, Reply::Power(power::Reply::Shutdown(proto::agent::Nothing {})));
+    assert_eq!(fake.heard(), "");
+    assert_eq!(fake.say(PING), "{\"return\": {}}\n");
 }
 
 #[test]

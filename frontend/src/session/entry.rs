@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use proto::{Answer, Command, Denied, Reply, Request};
+use proto::{Answer, Command, Denied, Privilege, Reply, Request};
 
 use super::line::Line;
 use crate::payload::Upload;
@@ -62,6 +62,31 @@ pub(super) struct Sent {
 pub(super) enum Early {
     Piece(usize, Vec<u8>),
     Answer(Answer, Vec<u8>),
+}
+
+impl Entry {
+    /// Whether an error in its place would be worse than waiting: the machine is frozen, or its clock set, while the client believes
+    /// that it is not. Then only a sync, whose client has given up, goes on without it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        let privilege = match &self.state {
+            State::Sent(sent) => sent.command.privilege,
+            State::Unsent(request, _) => request.privilege(),
+            State::Ready(_) => return false,
+        };
+        match privilege {
+            Privilege::Fsfreeze
+            | Privilege::Power
+            | Privilege::Clock
+            | Privilege::Hotplug
+            | Privilege::Account => true,
+            Privilege::Agent
+            | Privilege::Query
+            | Privilege::File
+            | Privilege::Net
+            | Privilege::NetAdmin
+            | Privilege::Exec => false,
+        }
+    }
 }
 
 impl Sent {

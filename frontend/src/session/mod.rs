@@ -813,7 +813,8 @@ impl Session {
 
     /// When the first of the queue counts as stuck, if others wait for it.
     fn stuck_at(&self) -> Option<Instant> {
-        let (front, next) = (self.queue.front()?, self.queue.get(1)?);
+        let front = self.queue.front()?;
+        let next = self.queue.iter().skip(1).find(|entry| entry.is_sync || !front.is_waited_for())?;
         if self.output.is_full() {
             return None;
         }
