@@ -218,7 +218,10 @@ fn guest_info_lists_every_command_in_reverse_and_says_what_is_refused() {
     let info = fake.say(b"{\"execute\":\"guest-info\"}\n");
     let first = "{\"return\": {\"version\": \"10.2.0\", \"supported_commands\": [{\"name\": \"guest-ssh-remove-authorized-keys\", \"enabled\": true, \"success-response\": true}, ";
     assert!(info.starts_with(first), "{info}");
-    assert!(info.contains("{\"name\": \"guest-exec\", \"enabled\": false, \"success-response\": true}, "), "{info}");
+    assert!(
+        info.contains("{\"name\": \"guest-exec\", \"enabled\": false, \"success-response\": true}, "),
+        "{info}"
+    );
     assert!(
         info.contains("{\"name\": \"guest-shutdown\", \"enabled\": true, \"success-response\": false}, "),
         "{info}"

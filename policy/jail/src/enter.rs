@@ -260,7 +260,7 @@ pub(crate) fn enter_with(
     ))?;
     if !row.confined {
         not_dumpable().map_err(failed(Step::Dumpable, ADVICE_KERNEL))?;
-        die_with_parent(ground).map_err(failed(Step::ParentDeath, ADVICE_PARENT))?;
+        die_with_parent(row, ground).map_err(failed(Step::ParentDeath, ADVICE_PARENT))?;
         entered.capabilities = permitted().map_err(failed(Step::Capabilities, ADVICE_KERNEL))?;
         before_filter();
         return Ok(entered);
@@ -315,7 +315,7 @@ pub(crate) fn enter_with(
 
     // B8 to B10
     not_dumpable().map_err(failed(Step::Dumpable, ADVICE_KERNEL))?;
-    die_with_parent(ground).map_err(failed(Step::ParentDeath, ADVICE_PARENT))?;
+    die_with_parent(row, ground).map_err(failed(Step::ParentDeath, ADVICE_PARENT))?;
     if !refuse_executable_memory().map_err(failed(Step::NoNewPrivileges, ADVICE_KERNEL))? {
         entered.missing.push("memory-deny-write-execute (Linux 6.3)");
     }
@@ -576,8 +576,10 @@ fn not_dumpable() -> io::Result<()> {
 }
 
 /// After the ids, which clear it; `prctl(2)`, PR_SET_PDEATHSIG.
-fn die_with_parent(ground: &Ground) -> io::Result<()> {
-    let signal = libc::c_ulong::from(libc::SIGKILL.unsigned_abs());
+fn die_with_parent(row: &Row, ground: &Ground) -> io::Result<()> {
+    // 0 takes back what stage A has set for every child.
+    let signal = if row.dies_with_spawner { libc::SIGKILL } else { 0 };
+    let signal = libc::c_ulong::from(signal.unsigned_abs());
     // SAFETY: PR_SET_PDEATHSIG takes a signal number and changes a field of this thread.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0) })?;
     // If it died before the call, nobody will send the signal.

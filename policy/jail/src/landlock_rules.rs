@@ -13,6 +13,8 @@ use landlock::{
     Scope,
 };
 
+use caps::Capability;
+
 use crate::enter::{Ground, Landlock};
 use crate::roles::{LandlockPaths, Row};
 
@@ -28,7 +30,7 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(WANTED))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(WANTED)))
-        .and_then(|ruleset| ruleset.scope(Scope::from_all(WANTED)))
+        .and_then(|ruleset| ruleset.scope(scopes(row)))
         .and_then(Ruleset::create)
         .map_err(io::Error::other)?;
     match row.landlock {
@@ -37,6 +39,17 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
         LandlockPaths::Read(paths) => {
             for path in paths.iter().map(Path::new).chain(ground.readable.iter().map(AsRef::as_ref)) {
                 ruleset = allow(ruleset, path, reading())?;
+            }
+        }
+        LandlockPaths::Folders(files) => {
+            ruleset = allow(ruleset, Path::new("/"), AccessFs::ReadDir.into())?;
+            for path in files {
+                ruleset = allow(ruleset, Path::new(path), reading())?;
+            }
+        }
+        LandlockPaths::Change(paths) => {
+            for path in paths {
+                ruleset = allow(ruleset, Path::new(path), reading() | AccessFs::WriteFile)?;
             }
         }
         LandlockPaths::PolicyRoots => {
@@ -53,6 +66,12 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
         }
     }
     Ok(Some(ruleset))
+}
+
+/// Nothing of ours signals or connects to anybody outside; but who has the right to signal init does.
+fn scopes(row: &Row) -> BitFlags<Scope> {
+    let all = Scope::from_all(WANTED);
+    if row.capabilities.contains(&Capability::CAP_KILL) { all & !Scope::Signal } else { all }
 }
 
 fn reading() -> BitFlags<AccessFs> {

@@ -10,13 +10,14 @@
 //! - [`enter`]: stage B, the order in which rights are given up.
 //! - [`descriptors`], [`sealed`]: what a process is born with, and the sealed form of settings and policy.
 //! - [`memory`]: large blocks go back to the system.
-//! - [`spawn`]: programs that the exec worker starts.
+//! - [`spawn`]: programs that workers start. [`filesystems`]: freezing and trimming.
 //! - [`probe`]: the same sandbox with refusals as errors, for tests that try every system call.
 //!
 //! With `broker/spawner` this is the only crate that contains `unsafe`.
 
 pub mod descriptors;
 mod enter;
+pub mod filesystems;
 mod landlock_rules;
 pub mod memory;
 mod panics;

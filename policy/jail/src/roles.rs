@@ -30,6 +30,8 @@ pub struct Row {
     pub landlock: LandlockPaths,
     /// Whether it must not start without Landlock unless the caller says otherwise.
     pub landlock_required: bool,
+    /// Whether the kernel ends it when the spawner dies. Without that it has to see by itself that the broker has gone.
+    pub dies_with_spawner: bool,
     /// Whether threads may exist before the filter; then the filter is put on all of them at once.
     pub threads: bool,
     /// Limits set before the ids change.
@@ -67,6 +69,10 @@ pub enum LandlockPaths {
     Read(&'static [&'static str]),
     /// What the policy names ([`Ground::roots`](crate::Ground::roots)).
     PolicyRoots,
+    /// Folders anywhere can be opened and listed, files only at and below these, for reading.
+    Folders(&'static [&'static str]),
+    /// Files at and below these, for reading and writing; nothing is made or removed.
+    Change(&'static [&'static str]),
 }
 
 /// Resource limits, soft and hard alike. None: left as it is.
@@ -115,6 +121,7 @@ const UNCONFINED: Row = Row {
     own_uts: false,
     landlock: LandlockPaths::Unrestricted,
     landlock_required: false,
+    dies_with_spawner: true,
     threads: false,
     limits: Limits { descriptors: None, file_size: None, data: None, nothing_else: false },
     seccomp: None,
@@ -131,6 +138,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         // Writes the audit log, the state file and the agent's log, which are regular files: a size limit of 0
         // would end it with SIGXFSZ. Sockets: 3 for each worker and frontend (socket, log pipe, spare), 16 channels.
@@ -147,6 +155,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         // A request may have 64 MiB of tokens and an answer 64 MiB of base64, each with a copy in flight.
         limits: limits(24, Some(0), 1024 * MIB),
@@ -162,6 +171,7 @@ static ROWS: [Row; 14] = [
         own_uts: false,
         landlock: LandlockPaths::Read(QUERY_PATHS),
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(64, Some(0), 256 * MIB),
         seccomp: Some(&crate::seccomp::QUERY),
@@ -182,6 +192,7 @@ static ROWS: [Row; 14] = [
         landlock: LandlockPaths::PolicyRoots,
         landlock_required: true,
         // A file on a dead NFS server blocks its thread for ever; the others go on.
+        dies_with_spawner: true,
         threads: true,
         limits: limits(4096, None, 512 * MIB),
         seccomp: Some(&crate::seccomp::FILE),
@@ -196,6 +207,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(16, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::NET),
@@ -210,6 +222,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(24, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::NETADMIN),
@@ -230,6 +243,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         // No file size limit: it writes a memfd, for which the limit counts, and its log may be a regular file of any size.
         limits: limits(16, None, 256 * MIB),
@@ -237,14 +251,17 @@ static ROWS: [Row; 14] = [
     },
     Row {
         role: Role::Fsfreeze,
-        reason: "freezing needs CAP_SYS_ADMIN; mount points are opened as root would, to read nothing",
+        reason: "freezing needs CAP_SYS_ADMIN; mount points are opened as root would, to read nothing; when everybody else is \
+                 gone it still thaws",
         capabilities: &[Capability::CAP_SYS_ADMIN, Capability::CAP_DAC_READ_SEARCH],
         confined: true,
         root: RootView::Host,
         network: Network::Empty,
         own_uts: true,
-        landlock: LandlockPaths::Read(&["/"]),
+        // Mount points are folders, wherever they are; what carries a filesystem is told by sysfs.
+        landlock: LandlockPaths::Folders(&["/sys"]),
         landlock_required: false,
+        dies_with_spawner: false,
         threads: false,
         limits: limits(64, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::FSFREEZE),
@@ -259,6 +276,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(16, None, 128 * MIB),
         seccomp: Some(&crate::seccomp::POWER),
@@ -273,6 +291,7 @@ static ROWS: [Row; 14] = [
         own_uts: true,
         landlock: LandlockPaths::Nothing,
         landlock_required: false,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(16, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::CLOCK),
@@ -285,8 +304,9 @@ static ROWS: [Row; 14] = [
         root: RootView::Host,
         network: Network::Empty,
         own_uts: true,
-        landlock: LandlockPaths::Read(&["/sys/devices/system/cpu", "/sys/devices/system/memory"]),
+        landlock: LandlockPaths::Change(&["/sys/devices/system/cpu", "/sys/devices/system/memory"]),
         landlock_required: true,
+        dies_with_spawner: true,
         threads: false,
         limits: limits(32, None, 128 * MIB),
         seccomp: Some(&crate::seccomp::HOTPLUG),

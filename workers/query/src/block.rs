@@ -9,8 +9,9 @@ use proto::query::{BusType, CcwAddress, DiskAddress, PciAddress};
 use rustix::io::Errno;
 
 use crate::failed;
-use crate::root::{Device, Root, base_name, number_after, resolve};
+use crate::root::{Root, base_name, number_after, resolve};
 use crate::udev;
+use runtime::mountinfo::Device;
 
 /// Deeper than any stack of virtual devices.
 const DEPTH: usize = 16;

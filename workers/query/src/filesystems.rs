@@ -7,9 +7,9 @@ use proto::Failed;
 use proto::query::FilesystemInfo;
 use rustix::io::Errno;
 
-use crate::mountinfo::{Mount, mounts, unescape};
-use crate::root::{Device, Root, base_name, resolve, text};
+use crate::root::{Root, base_name, resolve, text};
 use crate::{block, failed};
+use runtime::mountinfo::{Device, Mount, mounts, unescape};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 

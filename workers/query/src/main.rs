@@ -12,7 +12,6 @@ mod disks;
 mod filesystems;
 mod kernel;
 mod memory;
-mod mountinfo;
 mod osinfo;
 mod root;
 mod sessions;

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use runtime::mountinfo::Device;
 use rustix::fs::{CWD, FileType, Mode, OFlags, RawDir, StatVfs};
 use rustix::io::{Errno, Result};
 
@@ -170,27 +171,6 @@ fn link(at: BorrowedFd<'_>, path: &Path) -> Result<String> {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let (target, _) = rustix::fs::readlinkat_raw(at, path, &mut buffer)?;
     String::from_utf8(target.to_vec()).map_err(|_| Errno::ILSEQ)
-}
-
-/// A block device's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Device {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-}
-
-impl Device {
-    /// Reads `254:0`.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.split_once(':')?;
-        Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    }
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}:{}", self.major, self.minor)
-    }
 }
 
 /// The absolute path that `link`, found in the folder `from`, leads to. By the text alone: in sysfs no folder on the

@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use crate::kernel::{averages, string};
 use crate::memory::{MemInfo, parse_meminfo};
-use crate::mountinfo::{sources, unescape};
 use crate::root::{Root, text};
 use crate::users::remote_sessions;
+use runtime::mountinfo::{sources, unescape};
 
 const KB: u64 = 1024;
 

@@ -1,6 +1,7 @@
 //! What udev found out about a block device: its database, `/run/udev/data`. Absent where udev does not run.
 
-use crate::root::{Device, Root, text};
+use crate::root::{Root, text};
+use runtime::mountinfo::Device;
 
 /// Properties of a device.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 //! one that the policy refuses ends this worker. It never works for anything but its own privilege.
 #![forbid(unsafe_code)]
 
+pub mod mountinfo;
+
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -216,6 +218,15 @@ impl Connection {
     /// Ends a job.
     pub fn answer<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) {
         self.send(id, &FromWorker::Answer(result.map(Into::into)), &[]);
+    }
+
+    /// As [`Self::answer`], for a worker that has something to do before it ends: false if the broker has gone.
+    pub fn answer_unless_gone<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) -> bool {
+        match self.pipe.send(id, 0, &FromWorker::Answer(result.map(Into::into)), &[]) {
+            Ok(()) => true,
+            Err(PipeError::Socket(_)) => false,
+            Err(error) => give_up(self.role, &error),
+        }
     }
 
     /// Ends a job with the last bytes of the reply's first stream; at most [`PIECE`](proto::limits::PIECE).

@@ -1,29 +1,57 @@
 //! `/proc/self/mountinfo` and `/proc/self/mounts`, see proc(5).
+//!
+//! Used by the query worker, which lists filesystems, and the fsfreeze worker, which freezes them: both must mean the same ones.
+//! Pure: the content comes from the kernel, though names in it are the administrator's and users' own.
 
 use std::borrow::Cow;
 
-use crate::root::Device;
+/// A block device's number, or that of a filesystem that has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    /// Major number; 0 for a filesystem without a block device.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+impl Device {
+    /// Reads `254:0`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}:{}", self.major, self.minor)
+    }
+}
 
 /// One mount; texts are as in the file, with blanks as octal escapes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Mount<'a> {
-    pub(crate) id: &'a [u8],
+pub struct Mount<'a> {
+    /// Its number in this list.
+    pub id: &'a [u8],
     /// The mount that it is mounted on.
-    pub(crate) parent: &'a [u8],
-    pub(crate) device: Device,
+    pub parent: &'a [u8],
+    /// The filesystem's.
+    pub device: Device,
     /// What of the filesystem is mounted.
-    pub(crate) root: &'a [u8],
+    pub root: &'a [u8],
     /// Where.
-    pub(crate) point: &'a [u8],
-    pub(crate) kind: &'a [u8],
-    pub(crate) source: &'a [u8],
+    pub point: &'a [u8],
+    /// The filesystem's type.
+    pub kind: &'a [u8],
+    /// What was mounted: usually a device's path.
+    pub source: &'a [u8],
     /// Options of the filesystem.
-    pub(crate) options: &'a [u8],
+    pub options: &'a [u8],
 }
 
 impl<'a> Mount<'a> {
     /// The value of one of the filesystem's options.
-    pub(crate) fn option(&self, name: &str) -> Option<&'a [u8]> {
+    pub fn option(&self, name: &str) -> Option<&'a [u8]> {
         self.options
             .split(|byte| *byte == b',')
             .find_map(|option| option.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
@@ -31,7 +59,7 @@ impl<'a> Mount<'a> {
 }
 
 /// Every line of mountinfo, in order; what is no such line is passed over.
-pub(crate) fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount<'_>> {
+pub fn mounts(mountinfo: &[u8]) -> impl Iterator<Item = Mount<'_>> {
     mountinfo.split(|byte| *byte == b'\n').filter_map(mount)
 }
 
@@ -47,7 +75,7 @@ fn mount(line: &[u8]) -> Option<Mount<'_>> {
 }
 
 /// Source and mount point of every line of `/proc/self/mounts`.
-pub(crate) fn sources(mounts: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub fn sources(mounts: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     mounts.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         Some((fields.next()?, fields.next()?))
@@ -55,7 +83,7 @@ pub(crate) fn sources(mounts: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 }
 
 /// The text without its escapes: a backslash and three octal digits are one byte.
-pub(crate) fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
+pub fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
     if !text.contains(&b'\\') {
         return Cow::Borrowed(text);
     }
