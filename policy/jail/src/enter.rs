@@ -19,11 +19,12 @@ use std::io;
 use std::path::PathBuf;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{
-    Gid, Uid, chdir, getppid, getresgid, getresuid, pivot_root, setgroups, setresgid, setresuid,
+    Gid, Uid, chdir, chroot, getppid, getresgid, getresuid, pivot_root, setgroups, setresgid, setresuid,
 };
 
 use crate::Role;
@@ -428,8 +429,16 @@ fn empty_root() -> nix::Result<()> {
     // /proc is the one directory that is there for sure: B1 has just read it.
     mount(Some("empty"), "/proc", Some("tmpfs"), locked, Some("size=4k,nr_inodes=2,mode=0555"))?;
     chdir("/proc")?;
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
+    match pivot_root(".", ".") {
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
+        // The initial ramfs cannot be left, `pivot_root(2)`; a guest may live in it. Laid over it, the empty root hides it for
+        // good: there is no right to change roots or mounts any more when this process hears its first byte.
+        Err(Errno::EINVAL) => {
+            mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
+            chroot(".")?;
+        }
+        Err(errno) => return Err(errno),
+    }
     chdir("/")?;
     mount(NONE, "/", NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | locked, NONE)
 }

@@ -247,7 +247,11 @@ impl Guest {
         let port = "-m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0";
         let line = format!("{program} {port} {}", arguments.join(" "));
         self.launch(&line);
-        self.agent.sync();
+        assert!(
+            self.agent.answers_within(LIMIT / 2),
+            "{line} does not answer; it wrote: {}",
+            self.agent_log()
+        );
     }
 
     /// Starts an agent by its whole command line, with its output in `/run/agent.log`.
@@ -271,9 +275,9 @@ impl Guest {
         );
     }
 
-    /// What the agent wrote.
+    /// What the agent wrote, and whom the kernel killed for a system call.
     pub fn agent_log(&mut self) -> String {
-        self.sh("cat /run/agent.log").1
+        self.sh("cat /run/agent.log; dmesg | grep -F type=1326 | tail -n 5").1
     }
 
     /// Asks QEMU.

@@ -50,7 +50,7 @@ const PROGRAMS: [&str; 7] = [
     "/usr/sbin/lvm",
     "/usr/sbin/mke2fs",
     "/usr/sbin/mkfs.xfs",
-    "/usr/bin/mkfs.btrfs",
+    "/usr/sbin/mkfs.btrfs",
     "/usr/bin/btrfs",
     "/usr/sbin/fsfreeze",
     "/usr/sbin/qemu-ga",
@@ -76,6 +76,7 @@ pub struct Prepared {
 /// # Errors
 /// A text: what failed, and what to install.
 pub fn prepare(say: impl Fn(&str)) -> Result<Prepared, String> {
+    install(&say)?;
     let folder = std::env::var_os("VM_CACHE")
         .map_or_else(|| tests::programs::folder().join("../vm-cache"), PathBuf::from);
     fs::create_dir_all(&folder).map_err(told(&folder.display()))?;
@@ -88,7 +89,6 @@ pub fn prepare(say: impl Fn(&str)) -> Result<Prepared, String> {
         agent: folder.join("agent.cpio"),
         folder,
     };
-    install(&say)?;
     let version = kernel_version()?;
     let mark = format!("{version} {}", stamp(&guest_files()));
     if !is_of(&prepared.initramfs, &mark) {
@@ -120,22 +120,33 @@ fn run(command: &mut Command) -> Result<Vec<u8>, String> {
     }
 }
 
-fn install(say: &impl Fn(&str)) -> Result<(), String> {
-    let missing: Vec<&str> = PACKAGES
-        .into_iter()
-        .filter(|package| {
-            let state = run(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
-            !state.is_ok_and(|state| state.ends_with(b"ok installed"))
-        })
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if std::env::var_os("CI").is_none() && std::env::var_os("VM_INSTALL").is_none() {
-        return Err(format!(
+/// The packages that are missing, if they are not to be installed.
+pub(crate) fn missing() -> Option<String> {
+    let missing = missing_packages();
+    let install = std::env::var_os("CI").is_some() || std::env::var_os("VM_INSTALL").is_some();
+    (!missing.is_empty() && !install).then(|| {
+        format!(
             "packages are missing: apt-get install --no-install-recommends {} (or set VM_INSTALL=1)",
             missing.join(" ")
-        ));
+        )
+    })
+}
+
+fn missing_packages() -> Vec<&'static str> {
+    let is_missing = |package: &&str| {
+        let state = run(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
+        !state.is_ok_and(|state| state.ends_with(b"ok installed"))
+    };
+    PACKAGES.into_iter().filter(is_missing).collect()
+}
+
+fn install(say: &impl Fn(&str)) -> Result<(), String> {
+    if let Some(why) = missing() {
+        return Err(why);
+    }
+    let missing = missing_packages();
+    if missing.is_empty() {
+        return Ok(());
     }
     say(&format!("installing {}", missing.join(", ")));
     let mut apt = Command::new("apt-get");

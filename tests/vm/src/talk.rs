@@ -155,7 +155,12 @@ impl Agent {
     /// # Panics
     /// If it does not within a minute.
     pub fn sync(&mut self) {
-        let until = Instant::now() + LIMIT;
+        assert!(self.answers_within(LIMIT), "the agent does not answer a sync within a minute");
+    }
+
+    /// Whether it answers a sync within `limit`, whatever else is on its way.
+    pub fn answers_within(&mut self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
         let mut id = 1_000_000;
         while Instant::now() < until {
             id += 1;
@@ -164,14 +169,14 @@ impl Agent {
             let soon = Instant::now() + Duration::from_secs(3);
             while Instant::now() < soon {
                 match self.lines.value(soon.saturating_duration_since(Instant::now())) {
-                    Ok(answer) if answer.get("return") == Some(&id.into()) => return,
+                    Ok(answer) if answer.get("return") == Some(&id.into()) => return true,
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.reopen(),
                     Err(_) => {}
                 }
             }
         }
-        panic!("the agent does not answer a sync within a minute");
+        false
     }
 
     /// Closes the host's end and opens it again.

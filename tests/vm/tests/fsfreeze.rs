@@ -1,0 +1,249 @@
+//! Freezing, in a guest with four filesystems: ext4, xfs, ext4 on a logical volume, ext4 in a file on the first.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may end where it fails")]
+
+use std::time::Duration;
+
+use serde_json::json;
+use vm::{Guest, Options};
+
+const MOUNTS: [&str; 4] = ["/mnt/ext4", "/mnt/xfs", "/mnt/lvm", "/mnt/loop"];
+const SOON: Duration = Duration::from_secs(20);
+
+/// Writers that come to a stop when their filesystem is frozen; what they wrote is in `FILE.done`.
+fn start_writers(guest: &mut Guest) {
+    for mount in MOUNTS {
+        guest.output(&format!(
+            "(echo x > {mount}/w; sync; touch /run/done{}) >/dev/null 2>&1 &",
+            mount.replace('/', ".")
+        ));
+    }
+}
+
+fn written(guest: &mut Guest) -> usize {
+    guest.output("ls /run | grep -c done || true").parse().unwrap()
+}
+
+fn nothing_is_frozen(guest: &mut Guest) {
+    for mount in MOUNTS {
+        let write = format!(
+            "(echo y > {mount}/y && touch /run/y) & n=0; while [ ! -e /run/y ]; do n=$((n+1)); [ $n -gt 200 ] && exit 1; sleep 0.05; done; rm /run/y"
+        );
+        assert_eq!(guest.sh(&write).0, 0, "{mount} is frozen");
+    }
+}
+
+#[test]
+fn a_freeze_stops_every_writer_and_the_thaw_lets_all_of_them_go_on() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed");
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "frozen");
+    start_writers(&mut guest);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(written(&mut guest), 0);
+
+    let refused = |guest: &mut Guest, command: &str| guest.agent.call(command, ()).unwrap_err().to_string();
+    assert_eq!(
+        refused(&mut guest, "guest-fsfreeze-freeze"),
+        "CommandNotFound: Command guest-fsfreeze-freeze has been disabled: the command is not allowed"
+    );
+    assert_eq!(
+        refused(&mut guest, "guest-get-osinfo"),
+        "CommandNotFound: Command guest-get-osinfo has been disabled: the command is not allowed"
+    );
+    let info = guest.agent.call("guest-info", ()).unwrap();
+    let mut enabled: Vec<&str> = info["supported_commands"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|command| command["enabled"] == true)
+        .map(|command| command["name"].as_str().unwrap())
+        .collect();
+    enabled.sort_unstable();
+    assert_eq!(
+        enabled,
+        [
+            "guest-fsfreeze-status",
+            "guest-fsfreeze-thaw",
+            "guest-info",
+            "guest-ping",
+            "guest-sync",
+            "guest-sync-delimited"
+        ]
+    );
+
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 4);
+    assert!(guest.becomes_true("[ $(ls /run | grep -c done) = 4 ]", SOON));
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 0);
+    guest.agent.call("guest-get-osinfo", ()).unwrap();
+}
+
+#[test]
+fn counts_and_effects_are_those_of_qemu_ga() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    let mut seen = Vec::new();
+    for stock in [true, false] {
+        if stock {
+            guest.start_qemu_ga(&[])
+        } else {
+            guest.start_portreeve(&[])
+        }
+        let list = json!({ "mountpoints": ["/mnt/xfs", "/nowhere", "/mnt/loop"] });
+        let none = json!({ "mountpoints": [] });
+        seen.push([
+            guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(),
+            guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(),
+            guest.agent.call("guest-fsfreeze-freeze-list", list).unwrap(),
+            guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(),
+            guest.agent.call("guest-fsfreeze-freeze-list", none).unwrap(),
+            guest.agent.call("guest-fsfreeze-status", ()).unwrap(),
+        ]);
+        guest.stop_agent();
+    }
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(json!(seen[1]), json!([4, 4, 2, 2, 0, "thawed"]));
+}
+
+#[test]
+fn what_somebody_else_froze_is_thawed_and_counted() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    guest.output("/usr/sbin/fsfreeze -f /mnt/xfs");
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 1);
+    nothing_is_frozen(&mut guest);
+}
+
+#[test]
+fn a_filesystem_that_is_mounted_often_is_frozen_once() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.output("mkdir -p /mnt/bind /mnt/ext4/dir /mnt/b1 /mnt/b2; touch /mnt/file /mnt/ext4/file; mount --bind /mnt/ext4/dir /mnt/bind; mount --bind /mnt/ext4/file /mnt/file");
+    guest.output("dd if=/dev/zero of=/mnt/xfs/btrfs.img bs=1M count=0 seek=128 2>/dev/null; modprobe btrfs; mkfs.btrfs -q /mnt/xfs/btrfs.img && mount -t btrfs -o loop /mnt/xfs/btrfs.img /mnt/b1");
+    guest.output("btrfs subvolume create /mnt/b1/sub >/dev/null; mount -t btrfs -o subvol=sub $(awk '$5 == \"/mnt/b1\" { print $(NF-1) }' /proc/self/mountinfo) /mnt/b2");
+    guest.start_portreeve(&[]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 5);
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 5);
+    nothing_is_frozen(&mut guest);
+}
+
+#[test]
+fn a_frozen_filesystem_can_be_unmounted_and_does_not_stay_frozen() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    guest.output("umount /mnt/xfs");
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 3);
+    guest.output("d=$(for d in /sys/block/vd*; do [ $(cat $d/serial) = xfs ] && echo /dev/${d##*/}; done); fsck.xfs $d 2>/dev/null; mount -t xfs $d /mnt/xfs || true");
+}
+
+#[test]
+fn a_trim_gives_the_hosts_disk_its_blocks_back() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    let blocks = |guest: &Guest| std::fs::metadata(guest.folder().join("ext4.img")).unwrap().blocks();
+    guest.output("dd if=/dev/urandom of=/mnt/ext4/big bs=1M count=40 2>/dev/null; sync");
+    let full = blocks(&guest);
+    guest.output("rm /mnt/ext4/big; sync");
+    let report = guest.agent.call("guest-fstrim", ()).unwrap();
+    let paths = report["paths"].as_array().unwrap();
+    let points: Vec<&str> = paths.iter().map(|path| path["path"].as_str().unwrap()).collect();
+    assert_eq!(points, ["/mnt/loop", "/mnt/lvm", "/mnt/xfs", "/mnt/ext4"]);
+    assert!(paths[3]["trimmed"].as_i64().unwrap() > 30 << 20, "{report}");
+    assert!(blocks(&guest) + (30 << 11) < full, "{} of {full} blocks are left", blocks(&guest));
+}
+
+#[test]
+fn the_hook_is_run_before_and_after_and_its_failure_keeps_the_guest_unfrozen() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.output("printf '#!/bin/sh\\necho $1 >> /run/hooked\\n[ ! -e /run/refuse ] || { echo no; exit 1; }\\n' > /etc/hook; chmod 755 /etc/hook");
+    guest.start_portreeve(&["-F/etc/hook"]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    assert_eq!(guest.output("cat /run/hooked"), "freeze");
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 4);
+    assert_eq!(guest.output("cat /run/hooked"), "freeze\nthaw");
+    guest.output("touch /run/refuse");
+    let failed = guest.agent.call("guest-fsfreeze-freeze", ()).unwrap_err();
+    assert_eq!(failed.desc, "child process has failed to execute fsfreeze hook: no\n");
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed");
+    // Whenever it was told of a freeze it is told of the thaw.
+    assert_eq!(guest.output("tail -n 2 /run/hooked"), "freeze\nthaw");
+    nothing_is_frozen(&mut guest);
+}
+
+/// Whatever is killed while filesystems are frozen: either the agent still holds them and thaws on demand, or it has thawed.
+#[test]
+fn nothing_stays_frozen_when_a_process_is_killed() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    for (process, holds) in [("fsfreeze", true), ("frontend", true), ("broker", false)] {
+        assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4, "{process}");
+        guest.output(&format!("kill -9 $(pidof portreeve-{process})"));
+        guest.agent.sync();
+        if holds {
+            assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "frozen", "{process}");
+            assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 4, "{process}");
+        }
+        nothing_is_frozen(&mut guest);
+        let until = std::time::Instant::now() + SOON;
+        while guest.agent.call("guest-get-osinfo", ()).is_err() {
+            assert!(std::time::Instant::now() < until, "{process}: nothing is served: {}", guest.agent_log());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+#[test]
+fn sigterm_thaws_first_and_ends_with_nothing_left() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.output("printf '#!/bin/sh\\necho $1 >> /run/hooked\\n' > /etc/hook; chmod 755 /etc/hook");
+    guest.start_portreeve(&["-F/etc/hook"]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    guest.stop_agent();
+    nothing_is_frozen(&mut guest);
+    assert_eq!(guest.output("cat /run/hooked"), "freeze\nthaw");
+    assert!(guest.becomes_true("! pidof portreeve-fsfreeze portreeve-broker", SOON));
+}
+
+#[test]
+fn sigkill_of_the_main_process_thaws_and_the_next_agent_runs_the_hook() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.output("printf '#!/bin/sh\\necho $1 >> /run/hooked\\n' > /etc/hook; chmod 755 /etc/hook");
+    guest.start_portreeve(&["-F/etc/hook"]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    guest.output("kill -9 $(cat /run/agent.pid)");
+    nothing_is_frozen(&mut guest);
+    assert!(guest.becomes_true("! pidof portreeve-fsfreeze portreeve-broker", SOON));
+    guest.start_portreeve(&["-F/etc/hook"]);
+    assert!(guest.becomes_true("[ \"$(cat /run/hooked)\" = \"$(printf 'freeze\\nthaw')\" ]", SOON));
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed");
+}
+
+#[test]
+fn an_agent_that_starts_while_filesystems_are_frozen_serves_the_thaw_and_nothing_else() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    guest.start_portreeve(&[]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    // All at once, as a unit is killed: nobody is left to thaw.
+    guest.output("kill -9 $(pidof portreeve-fsfreeze) $(cat /run/agent.pid)");
+    assert!(guest.becomes_true("! pidof portreeve-broker", SOON));
+    guest.start_portreeve(&[]);
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "frozen");
+    assert!(guest.agent.call("guest-get-osinfo", ()).is_err());
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 4);
+    nothing_is_frozen(&mut guest);
+    guest.agent.call("guest-get-osinfo", ()).unwrap();
+}
+
+#[test]
+fn a_freeze_that_nobody_thaws_ends_by_itself() {
+    let Some(mut guest) = Guest::with(Options::default().disks().port("freeze")) else { return };
+    guest.output("mkdir -p /etc/portreeve; printf 'policy = \"qemu-ga\"\\n[[channel]]\\nname = \"a\"\\nmethod = \"virtio-serial\"\\n[freeze]\\nlimit-seconds = 2\\n[state]\\ndirectory = \"/run/agent\"\\n' > /etc/portreeve/portreeve.toml");
+    guest.launch("/opt/portreeve/portreeve run");
+    guest.agent.sync();
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    start_writers(&mut guest);
+    assert!(guest.becomes_true("[ $(ls /run | grep -c done) = 4 ]", SOON), "{}", guest.agent_log());
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 0);
+    assert!(guest.agent_log().contains("nobody had thawed them within 2 s"), "{}", guest.agent_log());
+}
