@@ -84,6 +84,27 @@ pub struct Settings {
     pub idle_seconds: u32,
     /// Freezing.
     pub freeze: FreezeSettings,
+    /// How init is asked to shut down; found out if not set.
+    pub init: Option<Init>,
+    /// Seconds that one `guest-set-time` may move the clock; 0 for any.
+    pub clock_step_seconds: u32,
+}
+
+/// Who process 1 is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub enum Init {
+    /// systemd: real-time signals.
+    Systemd,
+    /// busybox: SIGUSR1, SIGUSR2, SIGTERM.
+    Busybox,
+    /// System V's, OpenRC's usual one as well: a request into its FIFO.
+    Sysvinit,
+}
+
+impl Init {
+    /// Every one, as written in configuration.
+    pub const ALL: [(&'static str, Init); 3] =
+        [("systemd", Init::Systemd), ("busybox", Init::Busybox), ("sysvinit", Init::Sysvinit)];
 }
 
 /// How freezing is done.

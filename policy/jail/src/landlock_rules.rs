@@ -47,6 +47,11 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
                 ruleset = allow(ruleset, Path::new(path), reading())?;
             }
         }
+        LandlockPaths::Devices(paths) => {
+            for path in paths {
+                ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::IoctlDev)?;
+            }
+        }
         LandlockPaths::Change(paths) => {
             for path in paths {
                 ruleset = allow(ruleset, Path::new(path), reading() | AccessFs::WriteFile)?;

@@ -15,9 +15,11 @@
 //!
 //! With `broker/spawner` this is the only crate that contains `unsafe`.
 
+pub mod clock;
 pub mod descriptors;
 mod enter;
 pub mod filesystems;
+pub mod init;
 mod landlock_rules;
 pub mod memory;
 mod panics;

@@ -71,6 +71,8 @@ pub enum LandlockPaths {
     PolicyRoots,
     /// Folders anywhere can be opened and listed, files only at and below these, for reading.
     Folders(&'static [&'static str]),
+    /// These devices, for reading and their own commands of ioctl(2).
+    Devices(&'static [&'static str]),
     /// Files at and below these, for reading and writing; nothing is made or removed.
     Change(&'static [&'static str]),
 }
@@ -268,7 +270,7 @@ static ROWS: [Row; 14] = [
     },
     Row {
         role: Role::Power,
-        reason: "asks init by signal; suspends through a file opened before",
+        reason: "asks init by signal or through its FIFO, and suspends through files of sysfs; both were opened before",
         capabilities: &[Capability::CAP_KILL],
         confined: true,
         root: RootView::Empty,
@@ -278,18 +280,19 @@ static ROWS: [Row; 14] = [
         landlock_required: false,
         dies_with_spawner: true,
         threads: false,
-        limits: limits(16, None, 128 * MIB),
+        limits: limits(16, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::POWER),
     },
     Row {
         role: Role::Clock,
-        reason: "sets the system's clock; the hardware's is a device opened before",
-        capabilities: &[Capability::CAP_SYS_TIME],
+        reason: "sets the system's clock and the hardware's, whose device only one process can have open at a time: it is \
+                 opened for each command, as root's file",
+        capabilities: &[Capability::CAP_SYS_TIME, Capability::CAP_DAC_READ_SEARCH],
         confined: true,
-        root: RootView::Empty,
+        root: RootView::Host,
         network: Network::Empty,
         own_uts: true,
-        landlock: LandlockPaths::Nothing,
+        landlock: LandlockPaths::Devices(&["/dev/rtc0"]),
         landlock_required: false,
         dies_with_spawner: true,
         threads: false,
@@ -308,7 +311,7 @@ static ROWS: [Row; 14] = [
         landlock_required: true,
         dies_with_spawner: true,
         threads: false,
-        limits: limits(32, None, 128 * MIB),
+        limits: limits(32, Some(0), 128 * MIB),
         seccomp: Some(&crate::seccomp::HOTPLUG),
     },
     Row {
@@ -400,16 +403,7 @@ mod tests {
             Role::ALL.into_iter().filter(|role| row(*role).limits.file_size.is_none()).collect();
         assert_eq!(
             unlimited,
-            [
-                Role::Broker,
-                Role::File,
-                Role::Exec,
-                Role::Compile,
-                Role::Power,
-                Role::Hotplug,
-                Role::Account,
-                Role::Hook
-            ]
+            [Role::Broker, Role::File, Role::Exec, Role::Compile, Role::Account, Role::Hook]
         );
     }
 }
