@@ -11,9 +11,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const LISTS: [&str; 12] = [
+const LISTS: [&str; 13] = [
     "frontend", "broker", "query", "file", "net", "netadmin", "compile", "fsfreeze", "power", "clock",
-    "hotplug", "spawner",
+    "hotplug", "account", "spawner",
 ];
 const ARCHITECTURES: [&str; 3] = ["x86_64", "aarch64", "riscv64"];
 

@@ -65,8 +65,9 @@ fn run() -> Result<i32, String> {
             Level::Message,
             &format_args!("not started by root: no uid separation, no namespaces, no filter on the spawner"),
         );
-    } else if !plan.permits(Role::Exec) {
-        // With exec permitted there is none: the administrator's commands descend from us and would inherit it.
+    } else if ![Role::Exec, Role::Account, Role::Hook].iter().any(|role| plan.permits(*role)) {
+        // With one of these there is none: the administrator's and the distribution's programs descend from us and would
+        // inherit it.
         jail::seccomp::irrevocably_filter_spawner().map_err(said("cannot filter the spawner"))?;
     }
     let programs = open_programs(&plan, &directory)?;

@@ -14,6 +14,7 @@
 //! change it; dumpable and the parent-death signal after the ids, which reset both (`prctl(2)`); the filter last, so that it
 //! holds no call of this file.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct Ground {
     pub files: FileRights,
     /// Where the file worker may do it. Those that do not exist are skipped.
     pub roots: Vec<Root>,
+    /// Who [`Role::Keys`] becomes; None for all others.
+    pub user: Option<User>,
     /// Who started us, looked up before anything else: if it changes, the spawner has died meanwhile.
     parent: i32,
 }
@@ -79,6 +82,42 @@ pub struct Root {
     pub write: bool,
 }
 
+/// A user of the system, as `/etc/passwd` and `/etc/group` have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Never 4294967295, which the kernel takes for "leave it as it is" (`setresuid(2)`).
+    pub uid: u32,
+    /// The user's own group; never 4294967295.
+    pub gid: u32,
+    /// Other groups; never 4294967295.
+    pub groups: Vec<u32>,
+    /// Absolute.
+    pub home: PathBuf,
+}
+
+impl User {
+    /// The words that [`Ground::from_arguments`] reads for [`Role::Keys`]: uid, gid, other groups, home.
+    #[must_use]
+    pub fn arguments(&self) -> [OsString; 4] {
+        let groups: Vec<String> = self.groups.iter().map(u32::to_string).collect();
+        let groups = if groups.is_empty() { "-".to_owned() } else { groups.join(",") };
+        [self.uid.to_string().into(), self.gid.to_string().into(), groups.into(), self.home.clone().into()]
+    }
+
+    /// None if a number is not one that a user can have, or the home is not absolute.
+    fn from_arguments(words: &[OsString]) -> Option<Self> {
+        let [uid, gid, groups, home] = words else { return None };
+        let id = |text: &str| text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+        let groups = match groups.to_str()? {
+            "-" => Vec::new(),
+            groups => groups.split(',').map(id).collect::<Option<_>>()?,
+        };
+        let home = PathBuf::from(home);
+        home.is_absolute().then_some(())?;
+        Some(User { uid: id(uid.to_str()?)?, gid: id(gid.to_str()?)?, groups, home })
+    }
+}
+
 impl Ground {
     /// Makes the ground of one process. Reads who the parent is: call it early in `main`.
     #[must_use]
@@ -90,16 +129,28 @@ impl Ground {
             readable: Vec::new(),
             files: FileRights::default(),
             roots: Vec::new(),
+            user: None,
             parent: getppid().as_raw(),
         }
     }
 
-    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it. Call it first in `main`.
+    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it; for [`Role::Keys`]
+    /// [`User::arguments`]. Call it first in `main`.
     ///
     /// # Errors
-    /// [`Step::Arguments`] if there are not exactly two decimal numbers that fit.
+    /// [`Step::Arguments`] if there are not exactly two decimal numbers that fit, or not a user.
     pub fn from_arguments(role: Role) -> Result<Self, EnterError> {
         let mut arguments = std::env::args_os().skip(1);
+        if role == Role::Keys {
+            let words: Vec<OsString> = arguments.collect();
+            let user = User::from_arguments(&words).ok_or_else(|| EnterError {
+                role,
+                step: Step::Arguments,
+                cause: io::Error::from_raw_os_error(libc::EINVAL),
+                advice: "this program is started by portreeve-account and takes a user's ids, groups and home",
+            })?;
+            return Ok(Self { user: Some(user), ..Self::new(0, 0) });
+        }
         let mut number = || arguments.next().and_then(|text| text.to_str()?.parse::<u32>().ok());
         let uid_base = number();
         let instance = number().and_then(|instance| u16::try_from(instance).ok());
@@ -297,16 +348,18 @@ pub(crate) fn enter_with(
 
     // B4 to B7
     let kept = kept_capabilities(row, ground);
-    if let Some(id) = ids {
+    if let Some(ids) = &ids {
         drop_bounding_set(&kept).map_err(failed(Step::BoundingSet, ADVICE_CAPABILITIES))?;
         lock_securebits().map_err(failed(Step::Securebits, ADVICE_CAPABILITIES))?;
-        become_user(id).map_err(failed(Step::Ids, ADVICE_CAPABILITIES))?;
+        become_user(ids).map_err(failed(Step::Ids, ADVICE_CAPABILITIES))?;
         keep_only(&kept).map_err(failed(Step::Capabilities, ADVICE_CAPABILITIES))?;
-        verify_no_way_back(id)
+        verify_no_way_back(ids)
             .map_err(failed(Step::Capabilities, "rights could be taken back: not going on"))?;
-        entered.uid = id;
+        entered.uid = ids.uid;
     } else {
-        entered.missing.push("user id of its own");
+        if ground.user.is_none() {
+            entered.missing.push("user id of its own");
+        }
         keep_only(&CapsHashSet::new()).map_err(failed(Step::Capabilities, ADVICE_CAPABILITIES))?;
         if !kept.is_empty() {
             entered.missing.push("capabilities");
@@ -357,15 +410,39 @@ const ADVICE_CAPABILITIES: &str =
 const ADVICE_LANDLOCK: &str =
     "boot with landlock in the lsm= list, or say landlock = \"best-effort\" in the configuration";
 
-/// The id to become. None when there is nothing to become: an ordinary user's processes, or a role that stays root.
-fn new_ids(row: &Row, ground: &Ground, root: bool) -> io::Result<Option<u32>> {
+/// What a process becomes.
+#[derive(Debug)]
+struct Ids {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+/// The ids to become. None when there is nothing to become: an ordinary user's processes, or a role that stays root.
+fn new_ids(row: &Row, ground: &Ground, root: bool) -> io::Result<Option<Ids>> {
+    if (row.role == Role::Keys) != ground.user.is_some() {
+        return Err(io::Error::other(
+            "a user to become, and a role that becomes none, or the other way round",
+        ));
+    }
+    if let Some(user) = &ground.user {
+        // Left as they are, they would be root's.
+        if [user.uid, user.gid].iter().chain(&user.groups).any(|id| *id == u32::MAX) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        return match root {
+            true => Ok(Some(Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() })),
+            false if Uid::effective().as_raw() == user.uid => Ok(None),
+            false => Err(io::Error::from_raw_os_error(libc::EPERM)),
+        };
+    }
     match (root, ground.uid_base) {
         // Root without capabilities still owns /etc/shadow and /proc/sys.
         (true, 0) if row.confined => Err(io::Error::other("started by root, but without a uid base")),
         (true, base) if row.confined => row
             .role
             .uid(base, ground.instance)
-            .map(Some)
+            .map(|id| Some(Ids { uid: id, gid: id, groups: Vec::new() }))
             .ok_or_else(|| io::Error::other("the uid base leaves no room")),
         (false, base) if base != 0 => Err(io::Error::from_raw_os_error(libc::EPERM)),
         _ => Ok(None),
@@ -509,9 +586,10 @@ fn lock_securebits() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, libc::c_long::from(bits), 0, 0, 0) })
 }
 
-fn become_user(id: u32) -> io::Result<()> {
-    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
-    setgroups(&[])?;
+fn become_user(ids: &Ids) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
+    let others: Vec<Gid> = ids.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&others)?;
     setresgid(group, group, group)?;
     setresuid(user, user, user)?;
     let (users, groups) = (getresuid()?, getresgid()?);
@@ -563,19 +641,21 @@ fn permitted() -> io::Result<u64> {
 }
 
 /// Tries to get back what was given up: every attempt must fail (OpenSSH does so in uidswap.c, permanently_set_uid).
-fn verify_no_way_back(id: u32) -> io::Result<()> {
-    let root = (Uid::from_raw(0), Gid::from_raw(0));
-    let own = (Uid::from_raw(id), Gid::from_raw(id));
+/// Root's ids; where they are its own, since it works in root's home, somebody else's.
+fn verify_no_way_back(ids: &Ids) -> io::Result<()> {
+    let other = |own: u32| if own == 0 { 1 } else { 0 };
+    let others = (Uid::from_raw(other(ids.uid)), Gid::from_raw(other(ids.gid)));
+    let own = (Uid::from_raw(ids.uid), Gid::from_raw(ids.gid));
     let attempts = [
-        setresuid(root.0, own.0, own.0),
-        setresuid(own.0, root.0, own.0),
-        setresuid(own.0, own.0, root.0),
-        setresgid(root.1, own.1, own.1),
-        setresgid(own.1, root.1, own.1),
-        setresgid(own.1, own.1, root.1),
-        setgroups(&[root.1]),
+        setresuid(others.0, own.0, own.0),
+        setresuid(own.0, others.0, own.0),
+        setresuid(own.0, own.0, others.0),
+        setresgid(others.1, own.1, own.1),
+        setresgid(own.1, others.1, own.1),
+        setresgid(own.1, own.1, others.1),
+        setgroups(&[others.1]),
     ];
-    if attempts.iter().any(Result::is_ok) { Err(io::Error::other("root's ids came back")) } else { Ok(()) }
+    if attempts.iter().any(Result::is_ok) { Err(io::Error::other("ids came back")) } else { Ok(()) }
 }
 
 /// After exec, which sets it to 1, and after the ids, which may change it; `prctl(2)`, PR_SET_DUMPABLE.
@@ -668,6 +748,43 @@ mod tests {
         let error =
             new_ids(row(Role::Query), &Ground::new(1_900_000_000, 0), false).expect_err("cannot become it");
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    }
+
+    fn user(uid: u32, gid: u32) -> Ground {
+        let user = User { uid, gid, groups: vec![4, 27], home: "/home/u".into() };
+        Ground { user: Some(user), ..Ground::new(0, 0) }
+    }
+
+    #[test]
+    fn a_user_is_become_by_root_only_and_by_one_role_only() {
+        let ids = new_ids(row(Role::Keys), &user(1000, 100), true).expect("root may").expect("they change");
+        assert_eq!((ids.uid, ids.gid, ids.groups), (1000, 100, vec![4, 27]));
+        assert!(new_ids(row(Role::Keys), &Ground::new(1_900_000_000, 0), true).is_err());
+        assert!(new_ids(row(Role::Query), &user(1000, 100), true).is_err());
+        let error = new_ids(row(Role::Keys), &user(u32::MAX - 7, 100), false).err().expect("not this user");
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn the_number_that_leaves_ids_as_they_are_is_nobodys() {
+        for ground in [user(u32::MAX, 100), user(1000, u32::MAX)] {
+            let error = new_ids(row(Role::Keys), &ground, true).err().expect("would stay root");
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        }
+        let words = |words: [&str; 4]| User::from_arguments(&words.map(OsString::from));
+        assert_eq!(words(["4294967295", "1", "-", "/"]), None);
+        assert_eq!(words(["-1", "1", "-", "/"]), None);
+        assert_eq!(words(["1", "1", "4294967295", "/"]), None);
+        assert_eq!(words(["1", "1", "", "/"]), None);
+        assert_eq!(words(["1", "1", "-", "home"]), None);
+    }
+
+    #[test]
+    fn a_user_is_read_back_from_its_arguments() {
+        for groups in [vec![], vec![7], vec![4, 27]] {
+            let user = User { uid: 1000, gid: 0, groups, home: "/home/a b".into() };
+            assert_eq!(User::from_arguments(&user.arguments()), Some(user));
+        }
     }
 
     #[test]

@@ -57,6 +57,11 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
                 ruleset = allow(ruleset, Path::new(path), reading() | AccessFs::WriteFile)?;
             }
         }
+        LandlockPaths::Home => {
+            if let Some(user) = &ground.user {
+                ruleset = allow(ruleset, &user.home, keeping())?;
+            }
+        }
         LandlockPaths::PolicyRoots => {
             for root in &ground.roots {
                 let mut rights = BitFlags::empty();
@@ -93,6 +98,11 @@ fn writing() -> BitFlags<AccessFs> {
         | AccessFs::RemoveFile
         | AccessFs::RemoveDir
         | AccessFs::Refer
+}
+
+/// A file is replaced by a new one; a directory is made.
+fn keeping() -> BitFlags<AccessFs> {
+    reading() | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile
 }
 
 /// Allows `rights` at and below `path`. What does not exist now is skipped: it gets no right.

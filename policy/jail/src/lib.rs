@@ -32,6 +32,6 @@ pub mod seccomp;
 pub mod spawn;
 
 pub use descriptors::{close_from, exit_now, open_descriptors, take_fd};
-pub use enter::{EnterError, Entered, FileRights, Ground, Landlock, Need, Root, Step, enter};
+pub use enter::{EnterError, Entered, FileRights, Ground, Landlock, Need, Root, Step, User, enter};
 pub use panics::{report_panics, report_panics_as};
 pub use role::{DEFAULT_UID_BASE, Role, UnknownRole};

@@ -42,11 +42,13 @@ pub enum Role {
     Account = 13,
     /// Runs the administrator's freeze hook.
     Hook = 14,
+    /// Reads and writes one user's authorized keys, as that user; a child of the account worker.
+    Keys = 15,
 }
 
 impl Role {
     /// Every role, in the order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Broker,
         Self::Frontend,
         Self::Query,
@@ -61,6 +63,7 @@ impl Role {
         Self::Hotplug,
         Self::Account,
         Self::Hook,
+        Self::Keys,
     ];
 
     /// Returns the word that logs, file names and the policy folder use.
@@ -81,10 +84,12 @@ impl Role {
             Self::Hotplug => "hotplug",
             Self::Account => "account",
             Self::Hook => "hook",
+            Self::Keys => "keys",
         }
     }
 
-    /// Returns the file name of the role's program.
+    /// Returns the file name of the role's program; for [`Role::Keys`], which is the account worker's once more, the name it
+    /// is called by.
     #[must_use]
     pub const fn executable(self) -> &'static str {
         match self {
@@ -102,17 +107,19 @@ impl Role {
             Self::Hotplug => "portreeve-hotplug",
             Self::Account => "portreeve-account",
             Self::Hook => "portreeve-hook",
+            Self::Keys => "portreeve-keys",
         }
     }
 
     /// Returns the user and group id of one process of the role.
     ///
     /// `base` is the first id of ours; `instance` counts from 0 and only tells frontends apart: a replacement of a
-    /// worker does the same job under the same id. None if the sum does not fit, or for a role that stays root.
+    /// worker does the same job under the same id. None if the sum does not fit, or for a role that stays
+    /// root or becomes somebody else ([`Role::Keys`]).
     #[must_use]
     pub fn uid(self, base: u32, instance: u16) -> Option<u32> {
         match self {
-            Self::Exec | Self::Account | Self::Hook => None,
+            Self::Exec | Self::Account | Self::Hook | Self::Keys => None,
             Self::Frontend => base.checked_add(FIRST_FRONTEND)?.checked_add(u32::from(instance)),
             _ => base.checked_add(u32::from(self as u8)),
         }
@@ -121,7 +128,7 @@ impl Role {
     /// Whether the broker may ask the spawner to start it.
     #[must_use]
     pub const fn is_worker(self) -> bool {
-        !matches!(self, Self::Broker | Self::Frontend | Self::Compile)
+        !matches!(self, Self::Broker | Self::Frontend | Self::Compile | Self::Keys)
     }
 }
 
@@ -169,6 +176,6 @@ mod tests {
     fn numbers_and_roles_are_one_to_one() {
         assert_eq!(Role::try_from(7), Ok(Role::Exec));
         assert_eq!(Role::try_from(0), Err(UnknownRole(0)));
-        assert_eq!(Role::try_from(15), Err(UnknownRole(15)));
+        assert_eq!(Role::try_from(16), Err(UnknownRole(16)));
     }
 }

@@ -75,6 +75,9 @@ pub enum LandlockPaths {
     Devices(&'static [&'static str]),
     /// Files at and below these, for reading and writing; nothing is made or removed.
     Change(&'static [&'static str]),
+    /// The home of the user who it becomes ([`User`](crate::User)): files are read, made, replaced and removed there, and
+    /// directories made.
+    Home,
 }
 
 /// Resource limits, soft and hard alike. None: left as it is.
@@ -129,7 +132,7 @@ const UNCONFINED: Row = Row {
     seccomp: None,
 };
 
-static ROWS: [Row; 14] = [
+static ROWS: [Row; 15] = [
     Row {
         role: Role::Broker,
         reason: "decides and routes over descriptors it was born with; names no file, no address, no process",
@@ -325,6 +328,24 @@ static ROWS: [Row; 14] = [
         reason: "runs one program that the administrator named, as root; not started unless one is configured",
         ..UNCONFINED
     },
+    Row {
+        role: Role::Keys,
+        reason: "works in one user's home with that user's ids and no capability: whatever a link there leads to, it can do no \
+                 more than the user",
+        capabilities: &[],
+        confined: true,
+        root: RootView::Host,
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Home,
+        // The ids alone keep it from what is not the user's.
+        landlock_required: false,
+        dies_with_spawner: true,
+        threads: false,
+        // One file of at most 1 MiB.
+        limits: limits(16, Some(2 * MIB), 128 * MIB),
+        seccomp: Some(&crate::seccomp::ACCOUNT),
+    },
 ];
 
 /// Returns what `role` keeps.
@@ -346,6 +367,7 @@ pub fn row(role: Role) -> &'static Row {
         hotplug,
         account,
         hook,
+        keys,
     ] = &ROWS;
     match role {
         Role::Broker => broker,
@@ -362,6 +384,7 @@ pub fn row(role: Role) -> &'static Row {
         Role::Hotplug => hotplug,
         Role::Account => account,
         Role::Hook => hook,
+        Role::Keys => keys,
     }
 }
 

@@ -102,7 +102,7 @@ mod tables {
     include!(concat!(env!("OUT_DIR"), "/tables.rs"));
 }
 pub use tables::{
-    BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, NET, NETADMIN, POWER, QUERY, SPAWNER,
+    ACCOUNT, BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, NET, NETADMIN, POWER, QUERY, SPAWNER,
 };
 
 /// Compiles a list to BPF.
