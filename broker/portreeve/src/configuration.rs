@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use compile::{Bundle, Complaint, PRESETS, Source, closest};
 use jail::DEFAULT_UID_BASE;
 use proto::Dialect;
-use proto::settings::{ChannelSettings, Method};
+use proto::settings::{ChannelSettings, Init, Method};
 use serde::Deserialize;
 use spawner::plan::CHANNELS;
 use toml::Spanned;
@@ -42,6 +42,8 @@ pub(crate) struct Configuration {
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
     pub(crate) freeze: Freeze,
+    pub(crate) init: Option<Init>,
+    pub(crate) clock_step_seconds: u32,
 }
 
 #[derive(Deserialize, Default)]
@@ -60,6 +62,10 @@ struct Document {
     idle_seconds: Option<u32>,
     #[serde(default)]
     freeze: WrittenFreeze,
+    #[serde(default)]
+    power: WrittenPower,
+    #[serde(default)]
+    clock: WrittenClock,
 }
 
 #[derive(Deserialize)]
@@ -111,6 +117,18 @@ struct WrittenFreeze {
     limit_seconds: Option<u32>,
     hook: Option<Spanned<PathBuf>>,
     hook_limit_seconds: Option<u32>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenPower {
+    init: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenClock {
+    max_step_seconds: Option<u32>,
 }
 
 /// Reads the configuration: `given`, which must exist, or [`PATH`], which need not.
@@ -180,6 +198,8 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         uid_base,
         idle_seconds: document.idle_seconds.unwrap_or(IDLE_SECONDS),
         freeze: reader.freeze(document.freeze)?,
+        init: document.power.init.map(|init| reader.one_of(&init, "init", &Init::ALL)).transpose()?,
+        clock_step_seconds: document.clock.max_step_seconds.unwrap_or(0),
     })
 }
 
@@ -419,6 +439,13 @@ mod tests {
                 [log]
                 verbose = true
                 file = "/var/log/portreeve.log"
+                [freeze]
+                limit-seconds = 30
+                hook = "/etc/qemu/fsfreeze-hook"
+                [power]
+                init = "busybox"
+                [clock]
+                max-step-seconds = 3600
             "#,
         )
         .unwrap();
@@ -429,6 +456,9 @@ mod tests {
         assert!(matches!(&found.audit, Audit::File(path) if path == Path::new("/var/log/portreeve.jsonl")));
         assert_eq!(found.state_directory, Some("/var/lib/portreeve".into()));
         assert_eq!(found.log_file, Some("/var/log/portreeve.log".into()));
+        let hook = Some("/etc/qemu/fsfreeze-hook".into());
+        assert_eq!(found.freeze, Freeze { limit_seconds: 30, hook, ..Freeze::default() });
+        assert_eq!((found.init, found.clock_step_seconds), (Some(Init::Busybox), 3600));
         let [a, b] = found.lines.as_slice() else { panic!("two channels") };
         assert_eq!(a.settings.dialects, [Dialect::Qga, Dialect::Phoenix]);
         assert!(matches!(&a.opened, Opened::Later(spawner::Method::UnixListen { mode: Some(0o660), .. })));
@@ -445,6 +475,15 @@ mod tests {
         assert_eq!(
             wrong("[log]\nverbos = true\n"),
             "portreeve.toml:2: unknown field `verbos`, expected `verbose` or `file`\n  verbos = true\n  ^^^^^^"
+        );
+    }
+
+    #[test]
+    fn a_hook_is_named_by_its_whole_path_and_dev_null_is_none() {
+        let found = |hook: &str| parse("portreeve.toml", &format!("[freeze]\nhook = \"{hook}\"\n"));
+        assert_eq!(found("/dev/null").unwrap_or_else(|why| panic!("{why}")).freeze.hook, None);
+        assert!(
+            wrong("[freeze]\nhook = \"hook\"\n").starts_with("portreeve.toml:2: the freeze hook is named")
         );
     }
 

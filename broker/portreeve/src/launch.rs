@@ -20,7 +20,7 @@ use compile::Bundle;
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use proto::Group;
-use proto::settings::{AuditSink, ChannelSettings, FreezeSettings, Settings};
+use proto::settings::{AuditSink, ChannelSettings, FreezeSettings, Init, Settings};
 use spawner::{Channel, Descriptors, Method, Plan};
 
 use crate::say::{Level, log};
@@ -65,6 +65,10 @@ pub(crate) struct Launch {
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
     pub(crate) freeze: Freeze,
+    /// How process 1 is asked; found out if not set.
+    pub(crate) init: Option<Init>,
+    /// Seconds that one request may move the clock; 0 for any.
+    pub(crate) clock_step_seconds: u32,
     /// A daemon has a pid file.
     pub(crate) daemon: Option<PathBuf>,
 }
@@ -282,6 +286,8 @@ impl Launch {
                 hook_limit_seconds: self.freeze.hook_limit_seconds,
                 boot_id,
             },
+            init: self.init,
+            clock_step_seconds: self.clock_step_seconds,
         }
     }
 

@@ -126,6 +126,8 @@ fn start(arguments: &[OsString], run: &Run) -> ExitCode {
         uid_base: configuration.uid_base,
         idle_seconds: configuration.idle_seconds,
         freeze: configuration.freeze,
+        init: configuration.init,
+        clock_step_seconds: configuration.clock_step_seconds,
         daemon: None,
     })
 }
