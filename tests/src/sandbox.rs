@@ -44,7 +44,16 @@ pub struct Setup {
 impl Setup {
     /// All roles are probes, exec and its unfiltered spawner are left out, one channel, root.
     pub fn new(probe: &'static str) -> Self {
-        let workers = vec![Role::Query, Role::File, Role::Net, Role::NetAdmin];
+        let workers = vec![
+            Role::Query,
+            Role::File,
+            Role::Net,
+            Role::NetAdmin,
+            Role::Fsfreeze,
+            Role::Power,
+            Role::Clock,
+            Role::Hotplug,
+        ];
         Self { probe, real: Vec::new(), workers, channels: 1, user: 0 }
     }
 
