@@ -46,7 +46,7 @@ const LATER: [&str; 12] = [
     "rtc_cmos",
 ];
 /// With their libraries.
-const PROGRAMS: [&str; 7] = [
+const PROGRAMS: [&str; 9] = [
     "/usr/sbin/lvm",
     "/usr/sbin/mke2fs",
     "/usr/sbin/mkfs.xfs",
@@ -54,6 +54,9 @@ const PROGRAMS: [&str; 7] = [
     "/usr/bin/btrfs",
     "/usr/sbin/fsfreeze",
     "/usr/sbin/qemu-ga",
+    "/usr/sbin/chpasswd",
+    // What it changes passwords with.
+    "/lib/x86_64-linux-gnu/security/pam_unix.so",
 ];
 
 /// Where everything is.
@@ -277,6 +280,7 @@ fn base(archive: &mut Out, version: &str) -> Result<(), String> {
     ))?;
     io(archive.file("/etc/group", 0o644, b"root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n"))?;
     io(archive.file("/etc/shadow", 0o600, b"root:*:19000:0:99999:7:::\nalice:!:19000:0:99999:7:::\n"))?;
+    io(archive.file("/etc/pam.d/chpasswd", 0o644, b"password required pam_unix.so sha512\n"))?;
     io(archive.file("/etc/lvm/lvm.conf", 0o644, b"activation { udev_sync=0 udev_rules=0 }\ndevices { obtain_device_list_from_udev=0 use_devicesfile=0 }\n"))?;
     io(archive.copy("/etc/mke2fs.conf", Path::new("/etc/mke2fs.conf")))?;
     io(archive.copy("/etc/os-release", Path::new("/etc/os-release")))?;
