@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use jail::Role;
 use jail::seccomp::{Condition, Rule, Test};
@@ -124,13 +125,12 @@ fn each_role_can_end_itself_and_return_from_a_signal() {
         jailed.peer.tell(&format!("calls {} 7", libc::SYS_exit_group));
         assert_eq!(jailed.ended().and_then(|status| status.code()).unwrap_or(7), 7, "{role}");
         let Some(jailed) = Jailed::enter(role, "errno") else { return };
-        // There is no frame to return to: the kernel ends who gets that far with SIGSEGV.
+        // There is no frame to return to: what the registers hold then is whatever lay there, and what becomes of the process is
+        // not known. A filter that refused the call would have it answer.
         jailed.peer.tell(&format!("calls {}", libc::SYS_rt_sigreturn));
-        assert_eq!(
-            jailed.ended().and_then(|status| status.signal()).unwrap_or(libc::SIGSEGV),
-            libc::SIGSEGV,
-            "{role}"
-        );
+        let answer =
+            jailed.peer.has_something(Duration::from_millis(300)).then(|| jailed.peer.hear()).flatten();
+        assert_eq!(answer, None, "{role}");
     }
 }
 
@@ -369,7 +369,7 @@ fn the_fsfreeze_power_and_clock_workers_cannot_get_out() {
         );
         golden::compare(
             &format!("{role}.escapes"),
-            &format!("# What is tried: what comes of it.\n{filtered}\n"),
+            &format!("# What is tried: what comes of it.\n{}\n", filtered.trim_end()),
         );
     }
 }
@@ -513,7 +513,7 @@ fn state_is_the_committed_one(role: Role) {
     }
     for (user, kind) in [(0, "state"), (NOBODY, "user.state")] {
         let mut workers = Setup::new(PROBE).workers;
-        if !workers.contains(&role) {
+        if role.is_worker() && !workers.contains(&role) {
             workers.push(role);
         }
         let stage = Setup { real: vec![role], workers, user, ..Setup::new(PROBE) }.start();
