@@ -367,7 +367,8 @@ impl Peer {
     }
 }
 
-/// The compiler, as `portreeve` starts it, but with the test at its descriptors 0 and 1.
+/// The compiler, as `portreeve` starts it, or the child that works on keys, as the account worker does, but with the test at its
+/// descriptors 0 and 1.
 pub struct Compiler {
     child: Child,
     /// For the same commands as any probe.
@@ -390,18 +391,34 @@ impl Compiler {
     /// # Panics
     /// If it cannot be executed.
     pub fn start_with(probe: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_as(Role::Compile, probe, environment)
+    }
+
+    /// Starts the probe as the child that works on keys: a user whom nobody knows, whose home is the directory that escapes are
+    /// tried on.
+    ///
+    /// # Panics
+    /// If it cannot be executed.
+    pub fn start_keys(probe: &str) -> Self {
+        Self::start_as(Role::Keys, probe, &[])
+    }
+
+    fn start_as(role: Role, probe: &str, environment: &[(&str, &str)]) -> Self {
         let directory =
             tempfile::Builder::new().prefix("portreeve-sandbox-").tempdir().expect("there is room");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
             .expect("the directory is ours");
-        let program = directory.path().join(Role::Compile.executable());
+        let program = directory.path().join(role.executable());
         link(Path::new(probe), &program);
         let listener = furnish(directory.path());
         let (own, its) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .expect("makes a pair");
         let child = Command::new(program)
-            .args([jail::DEFAULT_UID_BASE.to_string().as_str(), "0"])
+            .args(match role {
+                Role::Keys => unknown_user(directory.path().join("allowed")).arguments().to_vec(),
+                _ => vec![jail::DEFAULT_UID_BASE.to_string().into(), "0".into()],
+            })
             .env_clear()
             .envs(environment.iter().copied())
             .current_dir("/")
@@ -430,6 +447,15 @@ impl Drop for Compiler {
         let _ = self.child.wait();
     }
 }
+
+/// One who is in no file of this machine.
+#[must_use]
+pub fn unknown_user(home: PathBuf) -> jail::User {
+    jail::User { uid: UNKNOWN, gid: UNKNOWN + 1, groups: vec![UNKNOWN + 2], home }
+}
+
+/// Above those of containers and of ours.
+const UNKNOWN: u32 = jail::DEFAULT_UID_BASE + 1_000_000;
 
 /// A second name for a program: the spawner opens no symbolic links.
 fn link(program: &Path, name: &Path) {

@@ -20,8 +20,8 @@ use tests::{golden, programs};
 
 const PROBE: &str = env!("CARGO_BIN_EXE_probe");
 
-/// All that have a filter and are started by the spawner or by the command.
-const FILTERED: [Role; 11] = [
+/// All that have a filter.
+const FILTERED: [Role; 12] = [
     Role::Broker,
     Role::Frontend,
     Role::Query,
@@ -33,6 +33,7 @@ const FILTERED: [Role; 11] = [
     Role::Power,
     Role::Clock,
     Role::Hotplug,
+    Role::Keys,
 ];
 
 /// Calls that would do what they are for if they were made here: the power worker's signals to process 1. What the filter refuses of
@@ -92,6 +93,11 @@ fn the_clock_worker_reaches_exactly_the_calls_of_its_list() {
 #[test]
 fn the_hotplug_worker_reaches_exactly_the_calls_of_its_list() {
     reaches_exactly_its_list(Role::Hotplug);
+}
+
+#[test]
+fn the_child_that_works_on_keys_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Keys);
 }
 
 #[test]
@@ -247,6 +253,19 @@ fn a_policy_compiler_that_makes_a_refused_call_is_killed() {
 }
 
 #[test]
+fn a_child_that_works_on_keys_and_makes_a_refused_call_is_killed() {
+    if !can_be_tested() {
+        return;
+    }
+    for number in samples(Role::Keys, 8) {
+        let mut keys = Compiler::start_keys(PROBE);
+        enter(&keys.peer, "kill");
+        keys.peer.tell(&format!("calls {number}"));
+        assert_eq!(keys.ended().signal(), Some(libc::SIGSYS), "call {number}");
+    }
+}
+
+#[test]
 fn a_refused_call_in_one_thread_of_the_file_worker_ends_all_of_them() {
     if !can_be_tested() {
         return;
@@ -372,6 +391,11 @@ fn the_fsfreeze_power_and_clock_workers_cannot_get_out() {
             &format!("# What is tried: what comes of it.\n{}\n", filtered.trim_end()),
         );
     }
+}
+
+#[test]
+fn the_child_that_works_on_keys_cannot_get_out() {
+    ways_out(Role::Keys);
 }
 
 #[test]
@@ -507,6 +531,42 @@ fn the_policy_compilers_state_is_the_committed_one() {
     }
 }
 
+/// As the account worker starts it: its own program under another name, in a session of its own.
+#[test]
+fn the_state_of_the_child_that_works_on_keys_is_the_committed_one() {
+    if !can_be_tested() {
+        return;
+    }
+    let home = tempfile::tempdir().expect("there is room");
+    let program = programs::program(Role::Account.executable());
+    for (user, name) in [(0, "keys.state"), (NOBODY, "keys.user.state")] {
+        let mut becomes = tests::sandbox::unknown_user(home.path().to_owned());
+        if user != 0 {
+            becomes.uid = user;
+        }
+        let mut keys = Command::new(&program)
+            .arg0(Role::Keys.executable())
+            .args(becomes.arguments())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .uid(user)
+            .gid(user)
+            .spawn()
+            .expect("it can be executed");
+        let pid = keys.id();
+        let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let filtered = tests::agent::wait_until(|| status().contains("Seccomp_filters:\t1\n"));
+        let state = filtered.then(|| describe(pid, std::process::id(), home.path()));
+        let _ = keys.kill();
+        let _ = keys.wait();
+        let place = home.path().display().to_string();
+        golden::compare(name, &state.expect("it shuts its jail").replace(&place, "HOME"));
+    }
+}
+
 fn state_is_the_committed_one(role: Role) {
     if !can_be_tested() {
         return;
@@ -607,8 +667,10 @@ impl Jailed {
         if !can_be_tested() {
             return None;
         }
-        let mut jailed = if role == Role::Compile {
-            let mut compiler = Compiler::start(PROBE);
+        let mut jailed = if matches!(role, Role::Compile | Role::Keys) {
+            let compiler =
+                if role == Role::Keys { Compiler::start_keys(PROBE) } else { Compiler::start(PROBE) };
+            let mut compiler = compiler;
             let peer = std::mem::replace(&mut compiler.peer, Peer::nobody());
             Self { role, peer, stage: None, compiler: Some(compiler) }
         } else {

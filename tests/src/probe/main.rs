@@ -72,7 +72,7 @@ impl Probe {
                 let meeting = meet(&folder);
                 (meeting, meeting)
             }
-            Role::Compile => (0, 1),
+            Role::Compile | Role::Keys => (0, 1),
             _ => (3, 3),
         };
         let netlink = matches!(role, Role::Net | Role::NetAdmin).then(|| {

@@ -240,7 +240,7 @@ fn the_audit_log_says_whose_keys_and_passwords_and_not_what() {
     let Some(mut guest) = Guest::with(Options::default()) else { return };
     home(&mut guest);
     guest.output(
-        "printf '[audit]\\nsink = \"file\"\\npath = \"/run/audit.log\"\\nrequired = true\\n\\n[state]\\ndirectory = \"/run/agent\"\\n\\n\
+        "printf 'policy = \"qemu-ga\"\\n\\n[audit]\\nsink = \"file\"\\npath = \"/run/audit.log\"\\nrequired = true\\n\\n[state]\\ndirectory = \"/run/agent\"\\n\\n\
          [[channel]]\\nname = \"host\"\\nmethod = \"virtio-serial\"\\npath = \"/dev/virtio-ports/org.qemu.guest_agent.0\"\\n\
          dialects = [\"qga\"]\\n' > /run/portreeve.toml",
     );

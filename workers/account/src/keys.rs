@@ -98,6 +98,7 @@ fn end(why: &dyn std::fmt::Display) -> ! {
 /// The child: becomes the user, reads the request, does it, answers, ends.
 pub(crate) fn serve() -> ! {
     jail::report_panics(Role::Keys);
+    jail::close_from(3).unwrap_or_else(|error| end(&error));
     let ground = Ground::from_arguments(Role::Keys).unwrap_or_else(|error| end(&error));
     let input = File::from(jail::take_fd(0).unwrap_or_else(|error| end(&error)));
     let mut output = File::from(jail::take_fd(1).unwrap_or_else(|error| end(&error)));
