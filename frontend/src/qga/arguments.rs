@@ -53,7 +53,7 @@ impl Fault {
         let path = self.path.as_bytes();
         match &self.what {
             What::Missing => [b"Parameter '", path, b"' is missing"].concat(),
-            What::Unexpected(name) => [b"Parameter '", &**name, b"' is unexpected"].concat(),
+            What::Unexpected(name) => [b"Parameter '", path, &**name, b"' is unexpected"].concat(),
             What::Type(expected) => {
                 [b"Invalid parameter type for '", path, b"', expected: ", expected.as_bytes()].concat()
             }
@@ -153,7 +153,7 @@ impl<'de> Deserializer<'de> for Arguments<'_> {
         let unexpected =
             members.iter().find(|member| !fields.iter().any(|field| field.as_bytes() == &*member.name));
         let unexpected = unexpected.map(|member| Fault::of(What::Unexpected(member.name.to_vec())));
-        let built = visitor.visit_map(InOrder { members, fields, next: 0, reached })?;
+        let built = visitor.visit_map(InOrder { members, fields, next: 0, reached, dot: "" })?;
         unexpected.map_or(Ok(built), Err)
     }
 
@@ -173,6 +173,8 @@ struct InOrder<'a> {
     fields: &'static [&'static str],
     next: usize,
     reached: &'a Cell<Option<Reached>>,
+    /// What stands before a member's name in the path.
+    dot: &'static str,
 }
 
 impl InOrder<'_> {
@@ -201,7 +203,7 @@ impl<'de> MapAccess<'de> for InOrder<'_> {
         let field = self.fields.get(self.next.saturating_sub(1)).copied().unwrap_or_default();
         let member = self.find(field).and_then(|at| self.members.get_mut(at));
         let value = member.map(|member| std::mem::take(&mut member.value)).unwrap_or_default();
-        seed.deserialize(Argument(value)).map_err(|fault| fault.at(field))
+        seed.deserialize(Argument(value)).map_err(|fault| fault.at(field).at(self.dot))
     }
 }
 
@@ -282,6 +284,35 @@ impl<'de> Deserializer<'de> for Argument {
         }
     }
 
+    /// An item of a list. In QAPI's structs that stand in lists the optional members come last, so that a member that is absent
+    /// before one that is wrong is missing.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        const DOT: &str = ".";
+        let Value::Object(members) = self.0 else { return Self::refuse("object") };
+        let mut members = members.into_vec();
+        let is = |member: &Member, field: &str| *member.name == *field.as_bytes();
+        let unexpected = members.iter().find(|member| !fields.iter().any(|field| is(member, field)));
+        let unexpected = unexpected.map(|member| Fault::of(What::Unexpected(member.name.to_vec())).at(DOT));
+        let absent = fields.iter().find(|field| !members.iter().any(|member| is(member, field))).copied();
+        let reached = Cell::new(None);
+        let inner = InOrder { members: &mut members, fields, next: 0, reached: &reached, dot: DOT };
+        match visitor.visit_map(inner) {
+            Ok(built) => unexpected.map_or(Ok(built), Err),
+            Err(fault) if fault.what == What::Missing => Err(fault.at(DOT)),
+            Err(fault) => match (absent, reached.get()) {
+                (Some(absent), Some(reached)) if reached.before.contains(&absent) => {
+                    Err(Fault { path: absent.to_owned(), what: What::Missing }.at(DOT))
+                }
+                _ => Err(fault),
+            },
+        }
+    }
+
     /// The named newtypes of `proto` are QAPI's alternates.
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
@@ -302,7 +333,7 @@ impl<'de> Deserializer<'de> for Argument {
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i32 i128 u8 u16 u32 u128 f32 char str bytes byte_buf unit unit_struct tuple tuple_struct map struct enum
+        i8 i16 i32 i128 u8 u16 u32 u128 f32 char str bytes byte_buf unit unit_struct tuple tuple_struct map enum
         identifier ignored_any
     }
 }
@@ -511,6 +542,24 @@ mod tests {
         let exec = |arguments| refused("guest-exec", arguments);
         assert_eq!(exec("{'env':5}"), "Parameter 'path' is missing");
         assert_eq!(exec("{'env':5,'path':'x','y':1}"), "Invalid parameter type for 'env', expected: array");
+    }
+
+    /// What Debian's qemu-ga answers to the same.
+    #[test]
+    fn a_fault_in_an_item_of_a_list_names_its_place() {
+        let vcpus = |items: &str| refused("guest-set-vcpus", &format!("{{'vcpus':{items}}}"));
+        assert_eq!(vcpus("[1]"), "Invalid parameter type for 'vcpus[0]', expected: object");
+        assert_eq!(vcpus("[{'online':true}]"), "Parameter 'vcpus[0].logical-id' is missing");
+        assert_eq!(vcpus("[{'online':1}]"), "Parameter 'vcpus[0].logical-id' is missing");
+        assert_eq!(
+            vcpus("[{'logical-id':1,'online':true},{'logical-id':'1'}]"),
+            "Invalid parameter type for 'vcpus[1].logical-id', expected: integer"
+        );
+        assert_eq!(vcpus("[{'logical-id':1,'online':true,'x':1}]"), "Parameter 'vcpus[0].x' is unexpected");
+        let request =
+            decoded("guest-set-vcpus", r#"{"vcpus":[{"online":false,"can-offline":true,"logical-id":3}]}"#);
+        let Request::Hotplug(proto::hotplug::Request::SetVcpus(set)) = request else { panic!("{request:?}") };
+        assert_eq!((set.vcpus[0].logical_id, set.vcpus[0].online), (3, false));
     }
 
     #[test]

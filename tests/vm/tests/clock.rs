@@ -28,7 +28,8 @@ fn both_clocks_are_set_whatever_the_century() {
         let arguments = json!({ "time": seconds * NANOSECONDS });
         assert_eq!(guest.agent.call("guest-set-time", arguments).unwrap(), json!({}), "{seconds}");
         assert!(near(now(&mut guest), seconds), "{seconds}");
-        assert!(near(hardware(&mut guest), seconds), "{seconds}");
+        // A PC's hardware clock ends with 2069.
+        assert!(seconds > 3_155_760_000 || near(hardware(&mut guest), seconds), "{seconds}");
         guest.agent.call("guest-ping", ()).unwrap();
     }
 }
