@@ -48,6 +48,8 @@ const RARE: &[(&str, &str, &str)] = &[
     ("gettid", "file", "the same"),
     ("exit", "file", "the end of a thread: there is none unless one panics"),
     ("fcntl", "tokio", "only when a socket or channel is full"),
+    ("fsetxattr", "account", "only where the old file has an SELinux label (workers/account/tests/keys.rs)"),
+    ("unlinkat", "account", "only when the new file cannot be finished"),
     // Debug builds look at a descriptor before they close it (std::os::fd), release builds do not.
     ("fcntl", "base", "debug builds only"),
 ];
@@ -134,11 +136,14 @@ fn record() -> BTreeMap<Role, Seen> {
     let everything = "version = 1\n\n[[rule]]\noutcome = \"allow\"\n";
     fs::write(path.join("policy.toml"), everything).expect("the directory is ours");
     fs::write(path.join("portreeve.toml"), configuration).expect("the directory is ours");
-    // Its own network, so that interfaces may be changed, and sysfs that shows it.
-    let script = "mount -t sysfs none /sys && ip link set lo up && ip link add v1 type veth peer name v0 && exec \"$@\"";
+    made_up_user(&path);
+    // Its own network, so that interfaces may be changed, sysfs that shows it, and no user but one who is made up.
+    let script = "mount --bind \"$0\" /etc/passwd && mount -t sysfs none /sys && ip link set lo up && ip link add v1 type veth peer name v0 && exec \"$@\"";
     let mut command = Command::new("unshare");
     command
-        .args(["--net", "--mount", "sh", "-ec", script, "sh", "strace", "-ff", "-qq", "-s", "4096", "-o"])
+        .args(["--net", "--mount", "sh", "-ec", script])
+        .arg(path.join("passwd"))
+        .args(["strace", "-ff", "-qq", "-s", "4096", "-o"])
         .arg(traces.path().join("trace"))
         .args(["-e", "raw=!execve,execveat"])
         .arg(programs::program("portreeve"))
@@ -150,6 +155,16 @@ fn record() -> BTreeMap<Role, Seen> {
     drop(traced);
     drop(agent);
     read(traces.path())
+}
+
+/// Made up in a file that only this agent sees as `/etc/passwd`, with a home in its directory.
+fn made_up_user(path: &Path) {
+    const ID: u32 = jail::DEFAULT_UID_BASE + 1_000_000;
+    let home = path.join("home");
+    fs::create_dir(&home).expect("the directory is ours");
+    std::os::unix::fs::chown(&home, Some(ID), Some(ID)).expect("root may");
+    let line = format!("made-up:x:{ID}:{ID}::{}:/bin/false\n", home.display());
+    fs::write(path.join("passwd"), line).expect("the directory is ours");
 }
 
 /// An agent below strace, which lets go of what it traces when it is killed: the agent is to be ended first.
@@ -226,6 +241,8 @@ fn ask_everything(agent: &Agent, path: &Path) {
     ask(&mut host, "guest-file-open", json!({ "path": format!("{folder}/nothing") }));
     ask(&mut host, "guest-file-open", json!({ "path": "/proc/self/mem" }));
     for (command, arguments) in [
+        ("guest-ssh-add-authorized-keys", json!({ "username": "made-up", "keys": ["one", "two"] })),
+        ("guest-ssh-remove-authorized-keys", json!({ "username": "made-up", "keys": ["one"] })),
         ("file-open", json!({ "path": file, "mode": "r" })),
         ("file-read", json!({ "handle_id": 1 })),
         ("file-close", json!({ "handle_id": 1 })),

@@ -304,6 +304,7 @@ fn keep_label(old: &File, new: &File) {
     let wanted = wanted.get(..length).unwrap_or_default();
     let same = fgetxattr(new, LABEL, &mut given[..]).is_ok_and(|length| given.get(..length) == Some(wanted));
     if !same && let Err(errno) = fsetxattr(new, LABEL, wanted, XattrFlags::empty()) {
-        eprintln!("keys: the SELinux label {} was not kept: {errno}", String::from_utf8_lossy(wanted));
+        let wanted = String::from_utf8_lossy(wanted.strip_suffix(b"\0").unwrap_or(wanted));
+        eprintln!("keys: the SELinux label {wanted} was not kept: {}", errno_text(errno.raw_os_error()));
     }
 }

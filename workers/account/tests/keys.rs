@@ -16,7 +16,7 @@ use jail::User;
 use nix::sys::stat::Mode;
 use proto::account::{AddKeys, OfUser, RemoveKeys, Reply, Request};
 use proto::{Failed, Text};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, RenameFlags, XattrFlags, renameat_with};
 
 /// Nobody's, and above those of containers.
 const UID: u32 = 1_999_000_001;
@@ -224,6 +224,29 @@ fn a_group_that_the_directory_would_give_is_not_the_files() {
     fs::set_permissions(scratch.ssh(), Permissions::from_mode(0o2700)).unwrap();
     scratch.add(&["new"], None).unwrap();
     assert_eq!(mode_and_owner(&scratch.path()), (0o600, UID, GID));
+}
+
+/// Where there is no SELinux, labels are root's to set: the child tries, says so, and goes on.
+#[test]
+fn a_label_that_cannot_be_kept_is_told_and_keys_are_added_all_the_same() {
+    let scratch = Scratch::new().with("old");
+    let label = b"system_u:object_r:ssh_home_t:s0\0";
+    if rustix::fs::setxattr(scratch.path(), "security.selinux", label, XattrFlags::empty()).is_err() {
+        return eprintln!("LEFT OUT: needs root and a filesystem with labels");
+    }
+    let request = Request::AddKeys(AddKeys { username: "u".into(), keys: texts(&["new"]), reset: None });
+    let output = run(&scratch.user.arguments(), &pipe::encode_head(&request).unwrap());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(scratch.content(), "old\nnew");
+    let mut kept = [0; 64];
+    match rustix::fs::getxattr(scratch.path(), "security.selinux", &mut kept[..]) {
+        Ok(length) => assert_eq!(kept.get(..length), Some(&label[..])),
+        Err(_) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let wanted = "keys: the SELinux label system_u:object_r:ssh_home_t:s0 was not kept: ";
+            assert!(said.starts_with(wanted), "{said}");
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
