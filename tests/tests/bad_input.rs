@@ -366,7 +366,18 @@ fn frame(flags: u8, head: u32, length: u32, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-const WORKERS: [Role; 5] = [Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Exec];
+const WORKERS: [Role; 10] = [
+    Role::Query,
+    Role::File,
+    Role::Net,
+    Role::NetAdmin,
+    Role::Exec,
+    Role::Fsfreeze,
+    Role::Power,
+    Role::Clock,
+    Role::Hotplug,
+    Role::Account,
+];
 
 #[test]
 fn a_worker_ends_when_the_broker_sends_noise() {
@@ -917,9 +928,9 @@ fn with_a_query_worker(program: &Path) -> Agent {
     let directory = private_directory();
     let folder = directory.path().join("programs");
     std::fs::create_dir(&folder).unwrap();
-    for name in ["", "-spawner", "-compile", "-broker", "-frontend", "-file", "-net", "-netadmin", "-exec"] {
-        let name = format!("portreeve{name}");
-        std::fs::copy(programs::program(&name), folder.join(&name)).unwrap();
+    let roles = Role::ALL.into_iter().filter(|role| *role != Role::Keys).map(Role::executable);
+    for name in ["portreeve", "portreeve-spawner"].into_iter().chain(roles) {
+        std::fs::copy(programs::program(name), folder.join(name)).unwrap();
     }
     std::fs::copy(program, folder.join("portreeve-query")).unwrap();
     let configuration = "policy = \"qemu-ga\"\n[[channel]]\nname = \"a\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\

@@ -404,7 +404,7 @@ fn sigterm_is_status_0_and_nothing_but_state_and_socket_is_left_in_the_directory
         .filter(|name| !["stderr", "qemu-ga"].contains(&name.as_str()))
         .collect();
     left.sort();
-    assert_eq!(left, ["foo", "qga.state", "sock"]);
+    assert_eq!(left, ["foo", "portreeve.frozen", "qga.state", "sock"]);
 }
 
 // ---------------------------------------------------------------- the command line (qga/main.c)

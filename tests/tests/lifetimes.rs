@@ -419,6 +419,8 @@ fn there_are_128_running_programs_and_no_more() {
 fn a_hundred_clients_leave_no_descriptor_behind() {
     let agent = Agent::run("qga", "qemu-ga");
     agent.connect().call("guest-get-host-name", json!({}));
+    // It is started without being asked for, a moment after the others.
+    assert!(wait_until(|| agent.processes().iter().any(|(name, _)| name == "fsfreeze")));
     let settled = |name: &str| {
         sleep(Duration::from_millis(100));
         descriptors(agent.process(name)).len()

@@ -40,9 +40,9 @@ fn main() {
     stay_in_memory();
     let connection = birth.enter(|| {});
     let mut worker = Worker { freezer: Freezer::new(mounts), adopted: false };
-    worker.serve(&connection, &signals);
+    let status = worker.serve(&connection, &signals);
     worker.end(marker);
-    jail::exit_now(0);
+    jail::exit_now(status);
 }
 
 fn signals() -> std::io::Result<SignalFd> {
@@ -66,27 +66,28 @@ struct Worker {
 }
 
 impl Worker {
-    /// Until the broker goes, or SIGTERM.
-    fn serve(&mut self, connection: &Connection, signals: &SignalFd) {
+    /// Until the broker goes, or SIGTERM; returns the exit status.
+    fn serve(&mut self, connection: &Connection, signals: &SignalFd) -> i32 {
         let mut buffer = ToBroker::buffer();
         while self.wait(connection, signals) {
             match connection.receive(&mut buffer) {
                 Some(Event::Job(request, call)) => {
                     let result = self.work(&request);
                     if !connection.answer_unless_gone(call.id, result) {
-                        return;
+                        return 0;
                     }
                 }
                 Some(Event::Adopt) => self.adopted = true,
                 Some(Event::Abandoned(_)) => {}
                 Some(Event::Piece(..) | Event::More(..) | Event::Forget(_)) => {
                     // Whoever sends that is not our broker any more; it does not go on with what it may have frozen.
-                    eprintln!("fsfreeze: the broker sent pieces, and no command here has any");
-                    return;
+                    eprintln!("fsfreeze: the broker sent a piece, or asked for one, in no job with pieces");
+                    return 1;
                 }
-                None => return,
+                None => return 0,
             }
         }
+        0
     }
 
     /// False on SIGTERM.
