@@ -294,6 +294,32 @@ mod tests {
     }
 
     #[test]
+    fn the_script_that_is_shipped_runs_what_is_in_its_directory_and_tells_what_failed() {
+        let scratch = Scratch::new();
+        let said = scratch.0.path().join("said").display().to_string();
+        let hook = scratch.hook("", LONG);
+        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/fsfreeze-hook"), &hook.path).unwrap();
+        let directory = scratch.0.path().join("fsfreeze-hook.d");
+        std::fs::create_dir(&directory).unwrap();
+        hook.run(c"freeze").unwrap();
+        for (name, script, mode) in [
+            ("10-a b", format!("echo \"a $1\" >> {said}"), 0o755),
+            ("20-fails", format!("echo \"b $1\" >> {said}; [ $1 = thaw ]"), 0o755),
+            ("30-c", format!("echo \"c $1\" >> {said}"), 0o755),
+            ("40-not.orig", format!("echo orig >> {said}"), 0o755),
+            ("50-not", format!("echo not >> {said}"), 0o644),
+        ] {
+            let path = directory.join(name);
+            write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        }
+        let text = hook.run(c"freeze").unwrap_err().text;
+        assert!(text.ends_with("20-fails freeze: status 1\n"), "{text}");
+        hook.run(c"thaw").unwrap();
+        assert_eq!(scratch.said(), "a freeze\nb freeze\nc freeze\na thaw\nb thaw\nc thaw\n");
+    }
+
+    #[test]
     fn one_that_is_not_there_fails_in_qemu_gas_words() {
         let scratch = Scratch::new();
         let hook = scratch.hook("", LONG);
