@@ -347,6 +347,15 @@ fn root_in_its_own_home_needs_no_capability() {
     assert!(other.get().unwrap_err().contains("Permission denied"));
 }
 
+/// Stops others at its end.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_home_that_changes_all_the_time_is_never_left_and_no_reader_sees_half_a_file() {
     let scratch = Scratch::new().with("old\n");
@@ -373,10 +382,11 @@ fn a_home_that_changes_all_the_time_is_never_left_and_no_reader_sees_half_a_file
                 }
             }
         });
+        // Also when a test fails in here.
+        let _stop = Stop(&stop);
         for _ in 0..40 {
             results.extend([scratch.add(&[&long], None), scratch.add(&[], Some(true))]);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(results.iter().any(Result::is_ok), "there was a link each time");
     for failed in results.iter().filter_map(|result| result.as_ref().err()) {
