@@ -8,7 +8,7 @@ use crate::enter::{EnterError, Entered, Ground, enter_with};
 use crate::roles::row;
 use crate::seccomp::{Mismatch, Rule};
 
-/// Returns the system calls that `role` may make. Empty for [`Role::Exec`], which has no filter.
+/// Returns the system calls that `role` may make. Empty for those that have no filter ([`Role::Exec`], [`Role::Account`], [`Role::Hook`]).
 #[must_use]
 pub fn rules(role: Role) -> &'static [Rule] {
     row(role).seccomp.map_or(&[], |list| list.rules)
