@@ -127,6 +127,7 @@ fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
         .dialects
         .iter()
         .flat_map(|dialect| authorize::served(&broker.sealed.policy, &settings.name, frozen, *dialect))
+        .filter(|(command, _)| broker.sealed.settings.extensions || !command.extension)
         .map(|(command, served)| (command.id(), served))
         .collect();
     let versions = vec![

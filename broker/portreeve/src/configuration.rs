@@ -41,6 +41,7 @@ pub(crate) struct Configuration {
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
+    pub(crate) extensions: bool,
     pub(crate) freeze: Freeze,
     pub(crate) init: Option<Init>,
     pub(crate) clock_step_seconds: u32,
@@ -60,6 +61,8 @@ struct Document {
     log: WrittenLog,
     uid_base: Option<Spanned<u32>>,
     idle_seconds: Option<u32>,
+    #[serde(default = "yes")]
+    extensions: bool,
     #[serde(default)]
     freeze: WrittenFreeze,
     #[serde(default)]
@@ -197,6 +200,7 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         log_file: document.log.file,
         uid_base,
         idle_seconds: document.idle_seconds.unwrap_or(IDLE_SECONDS),
+        extensions: document.extensions,
         freeze: reader.freeze(document.freeze)?,
         init: document.power.init.map(|init| reader.one_of(&init, "init", &Init::ALL)).transpose()?,
         clock_step_seconds: document.clock.max_step_seconds.unwrap_or(0),

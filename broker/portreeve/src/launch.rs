@@ -64,6 +64,8 @@ pub(crate) struct Launch {
     /// Of no meaning without root.
     pub(crate) uid_base: u32,
     pub(crate) idle_seconds: u32,
+    /// Whether commands are served that qemu-ga does not have on Linux.
+    pub(crate) extensions: bool,
     pub(crate) freeze: Freeze,
     /// How process 1 is asked; found out if not set.
     pub(crate) init: Option<Init>,
@@ -280,6 +282,7 @@ impl Launch {
                 .map(|(name, value)| (name.into_vec(), value.into_vec()))
                 .collect(),
             idle_seconds: self.idle_seconds,
+            extensions: self.extensions,
             freeze: FreezeSettings {
                 limit_seconds: self.freeze.limit_seconds,
                 hook: self.freeze.hook.clone().map(|path| path.into_os_string().into_vec()),

@@ -76,6 +76,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         uid_base: DEFAULT_UID_BASE,
         idle_seconds: IDLE_SECONDS,
         freeze: Freeze::default(),
+        extensions: false,
         init: None,
         clock_step_seconds: 0,
         daemon: None,

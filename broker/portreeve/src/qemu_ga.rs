@@ -133,6 +133,7 @@ fn prepare(called: &OsStr, arguments: &[OsString]) -> Result<Option<Launch>, End
         uid_base: DEFAULT_UID_BASE,
         idle_seconds: IDLE_SECONDS,
         freeze: Freeze::default().with_hook(config.hook.map(PathBuf::from)).map_err(End::Bad)?,
+        extensions: false,
         init: None,
         clock_step_seconds: 0,
         daemon: config.daemon.then(|| config.pid_file.map_or_else(|| PID_FILE.into(), PathBuf::from)),

@@ -125,6 +125,7 @@ fn start(arguments: &[OsString], run: &Run) -> ExitCode {
         state_directory: configuration.state_directory,
         uid_base: configuration.uid_base,
         idle_seconds: configuration.idle_seconds,
+        extensions: configuration.extensions,
         freeze: configuration.freeze,
         init: configuration.init,
         clock_step_seconds: configuration.clock_step_seconds,

@@ -129,6 +129,8 @@ pub struct Command {
     pub group: Group,
     /// Whether it says nothing on success: its client waits for the machine, not for an answer.
     pub silent: bool,
+    /// Whether qemu-ga does not have it on Linux: unknown where nothing may differ, unless that was configured.
+    pub extension: bool,
     /// Reply members that come in pieces, in this order.
     pub streams: &'static [Stream],
 }
@@ -151,7 +153,7 @@ impl Command {
 pub struct CommandId(pub u16);
 
 /// Declares the commands of one privilege: rows of
-/// `Group dialect "name" | "old name" => Variant(Arguments) -> Reply, [silent true], [streams ...], [payload field];`
+/// `Group dialect "name" | "old name" => Variant(Arguments) -> Reply, [silent true], [extension true], [streams ...], [payload field];`
 macro_rules! commands {
     (
         privilege $privilege:ident;
@@ -159,6 +161,7 @@ macro_rules! commands {
             $(#[$doc:meta])*
             $group:ident $dialect:ident $($name:literal)|+ => $variant:ident($arguments:ty) -> $reply:ty
             $(, silent $silent:literal)?
+            $(, extension $extension:literal)?
             $(, streams [$($member:literal $always:literal),+])?
             $(, payload $field:ident)?
             ;
@@ -184,6 +187,7 @@ macro_rules! commands {
             privilege: $crate::Privilege::$privilege,
             group: $crate::Group::$group,
             silent: false $(|| $silent)?,
+            extension: false $(|| $extension)?,
             streams: &[$($($crate::Stream { member: $member, always: $always }),+)?],
         }),+];
 

@@ -21,6 +21,8 @@ commands! {
     Query Qga "guest-get-osinfo" => OsInfo(NoArguments) -> OsInfo;
     /// Load averages.
     Query Qga "guest-get-load" => Load(NoArguments) -> Load;
+    /// PCI devices and their drivers.
+    Query Qga "guest-get-devices" => Devices(NoArguments) -> Vec<Device>, extension true;
     /// Time each CPU spent, in milliseconds.
     Query Qga "guest-get-cpustats" => CpuStats(NoArguments) -> Vec<CpuStats>;
     /// Counters of each block device.
@@ -427,4 +429,37 @@ pub struct Disk {
     pub size_used: u64,
     /// Left for ordinary users.
     pub size_avail: u64,
+}
+
+/// One device of `guest-get-devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Device {
+    /// Its driver.
+    pub driver_name: String,
+    /// The driver's version, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver_version: Option<String>,
+    /// What it is.
+    pub id: DeviceId,
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeviceId {
+    /// How it is connected.
+    pub r#type: DeviceIdType,
+    /// Who made it.
+    pub vendor_id: u16,
+    /// Which of the vendor's.
+    pub device_id: u16,
+}
+
+/// How a device is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceIdType {
+    /// By PCI.
+    Pci,
 }

@@ -82,6 +82,8 @@ pub struct Settings {
     pub environment: Vec<(Vec<u8>, Vec<u8>)>,
     /// Seconds without work after which a worker is ended; 0 for never.
     pub idle_seconds: u32,
+    /// Whether commands are served that qemu-ga does not have on Linux.
+    pub extensions: bool,
     /// Freezing.
     pub freeze: FreezeSettings,
     /// How init is asked to shut down; found out if not set.

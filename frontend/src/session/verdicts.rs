@@ -66,7 +66,12 @@ impl Verdicts {
         let (mut qga, mut phoenix) = (HashMap::new(), HashMap::new());
         for command in proto::commands() {
             let id = command.id();
-            let permitted = verdicts.get(&id).copied().unwrap_or(false);
+            let verdict = verdicts.get(&id).copied();
+            // One that is not spoken of here is unknown, and not only refused.
+            if command.extension && verdict.is_none() {
+                continue;
+            }
+            let permitted = verdict.unwrap_or(false);
             let front = Front::of(command).filter(|_| permitted);
             let table = match command.dialect {
                 Dialect::Qga => &mut qga,
@@ -81,8 +86,9 @@ impl Verdicts {
             found.map_or("", |(_, version)| version.as_str())
         };
         let permitted = |command: &'static Command| verdicts.get(&command.id()).copied().unwrap_or(false);
+        let known = |command: &&'static Command| !command.extension || verdicts.contains_key(&command.id());
         let mut info = Vec::new();
-        qga::encoding::typed(&qga_info(version(Dialect::Qga), permitted), &mut info);
+        qga::encoding::typed(&qga_info(version(Dialect::Qga), known, permitted), &mut info);
         let (mut ping, mut commands) = (Vec::new(), Vec::new());
         phoenix::encoding::typed(&version(Dialect::Phoenix), &mut ping);
         phoenix::encoding::typed(&phoenix_commands(permitted), &mut commands);
@@ -99,9 +105,14 @@ impl Verdicts {
 }
 
 /// qemu-ga lists its commands in the reverse order of their registration, refused ones, too.
-fn qga_info(version: &str, permitted: impl Fn(&'static Command) -> bool) -> Info {
+fn qga_info(
+    version: &str,
+    known: impl Fn(&&'static Command) -> bool,
+    permitted: impl Fn(&'static Command) -> bool,
+) -> Info {
     let mut supported_commands: Vec<CommandInfo> = proto::commands()
         .filter(|command| command.dialect == Dialect::Qga)
+        .filter(known)
         .map(|command| CommandInfo {
             name: command.name().to_owned(),
             enabled: permitted(command),

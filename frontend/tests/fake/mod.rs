@@ -42,6 +42,7 @@ pub(crate) fn welcome(dialects: &[Dialect], denied: &[&str]) -> Welcome {
         },
         frozen: false,
         verdicts: proto::commands()
+            .filter(|command| !command.extension)
             .map(|command| (command.id(), !denied.contains(&command.name())))
             .collect(),
         versions: vec![

@@ -761,14 +761,14 @@ mod tests {
         assert_eq!((ids.uid, ids.gid, ids.groups), (1000, 100, vec![4, 27]));
         assert!(new_ids(row(Role::Keys), &Ground::new(1_900_000_000, 0), true).is_err());
         assert!(new_ids(row(Role::Query), &user(1000, 100), true).is_err());
-        let error = new_ids(row(Role::Keys), &user(u32::MAX - 7, 100), false).err().expect("not this user");
+        let error = new_ids(row(Role::Keys), &user(u32::MAX - 7, 100), false).expect_err("not this user");
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
     }
 
     #[test]
     fn the_number_that_leaves_ids_as_they_are_is_nobodys() {
         for ground in [user(u32::MAX, 100), user(1000, u32::MAX)] {
-            let error = new_ids(row(Role::Keys), &ground, true).err().expect("would stay root");
+            let error = new_ids(row(Role::Keys), &ground, true).expect_err("would stay root");
             assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         }
         let words = |words: [&str; 4]| User::from_arguments(&words.map(OsString::from));

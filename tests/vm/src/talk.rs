@@ -179,6 +179,23 @@ impl Agent {
         false
     }
 
+    /// Closes the host's end: the guest sees that nobody is there.
+    pub fn close(&mut self) {
+        // A socket whose other end nobody has stands in its place.
+        if let Ok((alone, _)) = UnixStream::pair() {
+            self.lines = Lines { socket: alone, pending: Vec::new() };
+        }
+    }
+
+    /// Opens it again.
+    ///
+    /// # Panics
+    /// If QEMU has gone.
+    pub fn open(&mut self, path: &Path) {
+        path.clone_into(&mut self.path);
+        self.reopen();
+    }
+
     /// Closes the host's end and opens it again.
     ///
     /// # Panics

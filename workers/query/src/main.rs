@@ -8,6 +8,7 @@
 mod assignments;
 mod block;
 mod cpus;
+mod devices;
 mod disks;
 mod filesystems;
 mod kernel;
@@ -75,6 +76,7 @@ impl Guest {
             Request::TimeZone(_) => Reply::TimeZone(time_zone::now(root, self.time_zone.as_deref())),
             Request::OsInfo(_) => Reply::OsInfo(osinfo::os_info(root, self.os_release.as_deref())),
             Request::Load(_) => Reply::Load(kernel::load()),
+            Request::Devices(_) => Reply::Devices(devices::devices(root)?),
             Request::CpuStats(_) => Reply::CpuStats(cpus::statistics(root)?),
             Request::DiskStats(_) => Reply::DiskStats(disks::statistics(root)?),
             Request::Disks(_) => Reply::Disks(disks::disks(root)?),

@@ -124,7 +124,8 @@ fn all() -> Vec<query::Request> {
     let first = Time(none);
     match first {
         Time(_) | HostName(_) | Users(_) | TimeZone(_) | OsInfo(_) | Load(_) | CpuStats(_) | DiskStats(_)
-        | Disks(_) | FsInfo(_) | Vcpus(_) | MemoryBlocks(_) | MemoryBlockInfo(_) | SysInfo(_) => {}
+        | Disks(_) | Devices(_) | FsInfo(_) | Vcpus(_) | MemoryBlocks(_) | MemoryBlockInfo(_)
+        | SysInfo(_) => {}
     }
     vec![
         first,
@@ -133,6 +134,7 @@ fn all() -> Vec<query::Request> {
         TimeZone(none),
         OsInfo(none),
         Load(none),
+        Devices(none),
         CpuStats(none),
         DiskStats(none),
         Disks(none),
