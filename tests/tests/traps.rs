@@ -19,8 +19,16 @@ use tests::sandbox::{Compiler, Setup, can_be_tested};
 const PROBE: &str = env!("CARGO_BIN_EXE_probe");
 
 /// Whoever gives up root.
-const CONFINED: [Role; 7] =
-    [Role::Broker, Role::Frontend, Role::Query, Role::File, Role::Net, Role::NetAdmin, Role::Compile];
+const CONFINED: [Role; 8] = [
+    Role::Broker,
+    Role::Frontend,
+    Role::Query,
+    Role::File,
+    Role::Net,
+    Role::NetAdmin,
+    Role::Compile,
+    Role::Keys,
+];
 
 fn golden(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
