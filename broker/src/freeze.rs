@@ -31,6 +31,8 @@ use crate::{Broker, frontends, logs};
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long a freeze may take where no limit is set: as long as libvirt waits for one.
 const FREEZING: Duration = Duration::from_secs(3600);
+/// How often a thaw is tried, half a second apart, when its worker is killed or cannot be started.
+const THAW_TRIES: u32 = 20;
 /// Between attempts to have the worker there before it is needed.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long after the start it is brought up: by then the first requests have usually come.
@@ -191,36 +193,58 @@ async fn freeze(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<
     let result = freeze_between_hooks(broker, channel, request).await;
     match result {
         Ok(count) if count > 0 => {
-            let until = freeze.until();
-            freeze.set(State::Frozen(until));
-            if let Some(until) = until {
-                tokio::task::spawn_local(thaw_at(broker.clone(), until));
-            }
+            keep(broker);
             Ok(count)
         }
-        result => {
+        Ok(none) => {
+            // The hook was told of a freeze; that it fails now changes nothing that the host asked for.
+            let _ = end(broker).await;
+            Ok(none)
+        }
+        Err(Broken::Thawed(failed)) => {
             // The request's own error is the one to report.
             let _ = end(broker).await;
-            result
+            Err(failed)
+        }
+        Err(Broken::StillFrozen(failed)) => {
+            keep(broker);
+            Err(failed)
         }
     }
 }
 
-async fn freeze_between_hooks(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<i64, Failed> {
+/// Filesystems are frozen now: until the host thaws, or the limit comes.
+fn keep(broker: &Rc<Broker>) {
+    let until = broker.freeze.until();
+    broker.freeze.set(State::Frozen(until));
+    if let Some(until) = until {
+        tokio::task::spawn_local(thaw_at(broker.clone(), until));
+    }
+}
+
+/// A freeze that failed.
+enum Broken {
+    /// Nothing of it is left.
+    Thawed(Failed),
+    /// What it froze could not be thawed.
+    StillFrozen(Failed),
+}
+
+async fn freeze_between_hooks(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<i64, Broken> {
     let freeze = &broker.freeze;
     if freeze.hook {
         freeze.hook_owed.set(true);
-        hook(broker, request.clone()).await?;
+        hook(broker, request.clone()).await.map_err(Broken::Thawed)?;
     }
     freeze.leave_word(true);
     match run(broker, Role::Fsfreeze, channel, request, freeze.limit.unwrap_or(FREEZING)).await {
         Ok(reply) => Ok(count(&reply)),
-        Err(failed) if failed.lost => {
-            // How far it came is not known.
-            let _ = thaw_all(broker).await;
-            Err(failed.failed)
-        }
-        Err(failed) => Err(failed.failed),
+        // How far it came is not known.
+        Err(unfinished) if unfinished.lost => match thaw_all(broker).await {
+            Ok(_) => Err(Broken::Thawed(unfinished.failed)),
+            Err(_) => Err(Broken::StillFrozen(unfinished.failed)),
+        },
+        Err(unfinished) => Err(Broken::Thawed(unfinished.failed)),
     }
 }
 
@@ -245,15 +269,20 @@ async fn thaw(broker: &Rc<Broker>, why: &str) -> Result<i64, Failed> {
 }
 
 async fn thaw_all(broker: &Rc<Broker>) -> Result<i64, Failed> {
-    let request = || Request::Thaw(NoArguments {});
     let limit = deadline(Privilege::Query);
-    match run(broker, Role::Fsfreeze, "", request(), limit).await {
-        // A worker that was killed meanwhile is replaced, and the new one thaws what the first did not.
-        Err(failed) if failed.lost => run(broker, Role::Fsfreeze, "", request(), limit).await,
-        result => result,
+    let mut tries = 1;
+    loop {
+        match run(broker, Role::Fsfreeze, "", Request::Thaw(NoArguments {}), limit).await {
+            Ok(reply) => return Ok(count(&reply)),
+            // A worker that was killed meanwhile is replaced, and the new one thaws what the first did not. One that an earlier
+            // broker has left thaws by itself, and cannot be replaced before it has ended.
+            Err(Unfinished { lost, started, .. }) if (lost || !started) && tries < THAW_TRIES => {
+                tries += 1;
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(unfinished) => return Err(unfinished.failed),
+        }
     }
-    .map(|reply| count(&reply))
-    .map_err(|failed| failed.failed)
 }
 
 /// Closes the gate.
@@ -300,6 +329,8 @@ async fn hook(broker: &Rc<Broker>, request: Request) -> Result<(), Failed> {
 struct Unfinished {
     failed: Failed,
     lost: bool,
+    /// Whether a worker had the job at all.
+    started: bool,
 }
 
 /// One job, whatever becomes of who asked for it.
@@ -319,15 +350,18 @@ async fn run(
     });
     let result = work.await;
     let lost = running.as_ref().is_some_and(crate::workers::Running::is_lost);
+    let started = running.is_some();
     match result {
         Ok(Ok(Ok(proto::Reply::Fsfreeze(reply)))) => Ok(reply),
-        Ok(Ok(Ok(_))) => Err(Unfinished { failed: Failed::new("a reply to something else"), lost: true }),
-        Ok(Ok(Err(failed)) | Err(failed)) => Err(Unfinished { failed, lost }),
+        Ok(Ok(Ok(_))) => {
+            Err(Unfinished { failed: Failed::new("a reply to something else"), lost: true, started })
+        }
+        Ok(Ok(Err(failed)) | Err(failed)) => Err(Unfinished { failed, lost, started }),
         Err(_) => {
             if let Some(running) = running {
                 running.kill_worker(broker);
             }
-            Err(Unfinished { failed: too_late(name, limit), lost: true })
+            Err(Unfinished { failed: too_late(name, limit), lost: true, started })
         }
     }
 }

@@ -698,7 +698,9 @@ fn judge_landlock(row: &Row, ground: &Ground, entered: &mut Entered) -> io::Resu
     match entered.landlock {
         Landlock::Full { .. } => Ok(()),
         Landlock::Partial { abi } => {
-            let writes = row.role == Role::File && ground.files.write;
+            // Who may write everywhere may truncate everywhere: only a narrower policy needs what older kernels cannot do.
+            let narrow = !ground.roots.iter().any(|root| root.write && root.path.as_os_str() == "/");
+            let writes = row.role == Role::File && ground.files.write && narrow;
             if required && writes && abi < TRUNCATE_SINCE {
                 return Err(io::Error::other(
                     "this kernel's Landlock cannot restrict truncation (Linux 6.2)",
@@ -735,6 +737,27 @@ mod tests {
     fn a_file_worker_without_any_right_keeps_no_capability() {
         let kept = kept_capabilities(row(Role::File), &Ground::new(1_900_000_000, 0));
         assert_eq!(kept, CapsHashSet::new());
+    }
+
+    /// Debian 12 has Linux 6.1, whose Landlock is of ABI 2.
+    #[test]
+    fn a_landlock_that_knows_no_truncation_is_enough_where_everything_may_be_written() {
+        let judged = |root: &str| {
+            let mut ground = Ground::new(1_900_000_000, 0);
+            ground.files = FileRights { read: true, write: true };
+            ground.roots = vec![Root { path: root.into(), write: true }];
+            let mut entered = Entered {
+                landlock: Landlock::Partial { abi: 2 },
+                seccomp: false,
+                capabilities: 0,
+                uid: 0,
+                namespaces: Vec::new(),
+                missing: Vec::new(),
+            };
+            judge_landlock(row(Role::File), &ground, &mut entered).map(|()| entered.missing)
+        };
+        assert_eq!(judged("/").expect("nothing is to be restricted"), ["newer Landlock rights"]);
+        assert!(judged("/srv").is_err());
     }
 
     #[test]

@@ -247,3 +247,67 @@ fn a_freeze_that_nobody_thaws_ends_by_itself() {
     assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 0);
     assert!(guest.agent_log().contains("nobody had thawed them within 2 s"), "{}", guest.agent_log());
 }
+
+/// Numbers that a seed decides: `x = x * a + c`, of which the upper half is used.
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// Freezes and thaws with writers at work, while a process is killed at a moment that nobody has chosen. After each round writers go
+/// on, and the agent serves. `FREEZE_ROUNDS` and `FREEZE_SEED` choose others.
+#[test]
+fn whatever_is_killed_whenever_nothing_stays_frozen() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let rounds = number("FREEZE_ROUNDS").unwrap_or(if tests::programs::is_ci() { 200 } else { 20 });
+    let seed = number("FREEZE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("FREEZE_SEED={seed} FREEZE_ROUNDS={rounds}");
+    let mut dice = Dice(seed);
+    guest.output("printf '#!/bin/sh\\n:\\n' > /etc/hook; chmod 755 /etc/hook");
+    guest.start_portreeve(&["-F/etc/hook"]);
+    // One writer for each filesystem, which counts what it has written.
+    for (mount, number) in MOUNTS.iter().zip(0..) {
+        guest.output(&format!("(n=0; while :; do n=$((n+1)); echo $n > {mount}/n; echo $n > /run/n{number}; sleep 0.01; done) >/dev/null 2>&1 &"));
+    }
+    for round in 0..rounds {
+        let told = format!("round {round}, FREEZE_SEED={seed}");
+        let names = ["fsfreeze", "broker", "frontend", "hook", "file", ""];
+        let victim = names[usize::try_from(dice.throw(6)).unwrap()];
+        let pause = |dice: &mut Dice| format!("sleep 0.{:03}", dice.throw(250));
+        let kill = if victim.is_empty() {
+            "kill -9 $(cat /run/agent.pid)".to_owned()
+        } else {
+            format!("kill -9 $(pidof portreeve-{victim})")
+        };
+        guest.output(&format!(
+            "rm -f /run/killed; ({}; {kill}; touch /run/killed) >/dev/null 2>&1 &",
+            pause(&mut dice)
+        ));
+        guest.agent.send("guest-fsfreeze-freeze", ());
+        guest.output(&pause(&mut dice));
+        if dice.throw(2) == 0 {
+            guest.agent.send("guest-fsfreeze-thaw", ());
+            guest.output(&pause(&mut dice));
+        }
+        assert!(guest.becomes_true("[ -e /run/killed ]", SOON), "{told}");
+        guest.output("sleep 0.1");
+        if victim.is_empty() {
+            assert!(guest.becomes_true("! pidof portreeve-broker portreeve-fsfreeze", SOON), "{told}");
+            guest.start_portreeve(&["-F/etc/hook"]);
+        }
+        guest.agent.sync();
+        guest.agent.call("guest-fsfreeze-thaw", ()).unwrap_or_else(|error| panic!("{told}: {error}"));
+        let before = guest.output("cat /run/n0 /run/n1 /run/n2 /run/n3");
+        let go_on = format!(
+            "for n in 0 1 2 3; do [ $(cat /run/n$n) -gt $(echo '{before}' | sed -n $((n+1))p) ] || exit 1; done"
+        );
+        assert!(guest.becomes_true(&go_on, SOON), "{told}: writers stand still; {}", guest.agent_log());
+        assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed", "{told}");
+        guest.agent.call("guest-get-host-name", ()).unwrap_or_else(|error| panic!("{told}: {error}"));
+    }
+}

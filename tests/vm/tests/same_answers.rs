@@ -52,8 +52,10 @@ fn sorted(command: &str, value: &mut Value) {
 
 #[test]
 fn what_only_reads_is_answered_as_by_qemu_ga() {
-    let options =
-        Options::default().disks().processors("2").qemu(&["-nic", "user,model=virtio-net-pci,restrict=on"]);
+    let options = Options::default()
+        .disks()
+        .processors("2")
+        .qemu(&["-nic", "user,model=virtio-net-pci,restrict=on,ipv6=off"]);
     let Some(mut guest) = Guest::with(options) else { return };
     guest.output("modprobe virtio_net; n=0; until ip link show eth0; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1; done; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0");
     let mut seen: Vec<Vec<(&str, Value)>> = Vec::new();
