@@ -3,19 +3,29 @@
 
 use std::io::Read as _;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use vm::{Guest, Options, prepare};
+use vm::{Guest, Options, Prepared, prepare};
 
 /// Real guests for Portreeve's tests.
 #[derive(Parser)]
 #[command(
     name = "vm",
-    after_help = "Examples:\n  cargo run -p vm -- prepare\n  cargo run -p vm -- boot --disks\n  VM_KEEP=1 cargo test -p vm a_guest -- --nocapture"
+    after_help = "Examples:\n  cargo run -p vm -- prepare\n  cargo run -p vm -- boot --disks\n  cargo run -p vm -- figures --rounds 10\n  VM_KEEP=1 cargo test -p vm a_guest -- --nocapture"
 )]
 enum What {
     /// Builds what guests are made of, if it is not there; installs what is missing with VM_INSTALL=1.
     Prepare,
+    /// Freezes and thaws four filesystems again and again, with Debian's qemu-ga and with ours in the same guest, and starts both.
+    Figures {
+        /// How often.
+        #[arg(long, default_value = "20")]
+        rounds: u32,
+        /// For programs to read.
+        #[arg(long)]
+        json: bool,
+    },
     /// Boots a guest with the agent in it and keeps it until Enter is pressed.
     Boot {
         /// Scratch disks to freeze.
@@ -33,6 +43,56 @@ enum What {
     },
 }
 
+/// Medians in milliseconds: a freeze, a thaw, and from the agent's start to its first answer.
+fn measure(guest: &mut Guest, stock: bool, rounds: u32) -> [f64; 3] {
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for round in 0..rounds {
+        let begun = Instant::now();
+        if stock {
+            guest.start_qemu_ga(&[]);
+        } else {
+            guest.start_portreeve(&[]);
+        }
+        let started = begun.elapsed();
+        // The worker for it is there a moment after the start.
+        std::thread::sleep(Duration::from_millis(800));
+        let begun = Instant::now();
+        let frozen = guest.agent.call("guest-fsfreeze-freeze", ());
+        let freeze = begun.elapsed();
+        let begun = Instant::now();
+        let thawed = guest.agent.call("guest-fsfreeze-thaw", ());
+        let thaw = begun.elapsed();
+        assert_eq!((frozen, thawed), (Ok(4.into()), Ok(4.into())));
+        guest.stop_agent();
+        eprint!("\r{}: round {} of {rounds} ", if stock { "qemu-ga" } else { "portreeve" }, round + 1);
+        for (all, time) in times.iter_mut().zip([freeze, thaw, started]) {
+            all.push(time.as_secs_f64() * 1e3);
+        }
+    }
+    eprintln!();
+    times.map(|mut all| {
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied().unwrap_or_default()
+    })
+}
+
+fn figures(prepared: &Prepared, rounds: u32, json: bool) -> Result<(), String> {
+    let mut guest = Guest::boot(prepared, &Options::default().disks())?;
+    let stock = measure(&mut guest, true, rounds);
+    let ours = measure(&mut guest, false, rounds);
+    if !json {
+        println!("{:<14} {:>12} {:>12} {:>6}", "median, ms", "portreeve", "qemu-ga", "ratio");
+    }
+    for ((name, ours), stock) in ["freeze", "thaw", "first answer"].into_iter().zip(ours).zip(stock) {
+        if json {
+            println!("{}", serde_json::json!({ "figure": name, "portreeve_ms": ours, "qemu_ga_ms": stock }));
+        } else {
+            println!("{name:<14} {ours:>12.2} {stock:>12.2} {:>6.2}", ours / stock);
+        }
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     match run(What::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,9 +105,13 @@ fn main() -> ExitCode {
 
 fn run(what: What) -> Result<(), String> {
     let prepared = prepare(|step| eprintln!("{step} ..."))?;
-    let What::Boot { disks, processors, memory, stock } = what else {
-        println!("prepared in {}", prepared.folder.display());
-        return Ok(());
+    let (disks, processors, memory, stock) = match what {
+        What::Prepare => {
+            println!("prepared in {}", prepared.folder.display());
+            return Ok(());
+        }
+        What::Figures { rounds, json } => return figures(&prepared, rounds, json),
+        What::Boot { disks, processors, memory, stock } => (disks, processors, memory, stock),
     };
     let mut options = Options::default().processors(&processors).memory(&memory);
     if disks {
