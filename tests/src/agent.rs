@@ -39,7 +39,8 @@ impl Agent {
             policy.to_owned()
         };
         let configuration = format!(
-            "policy = \"{policy}\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\
+            // What qemu-ga has and no more: transcripts are compared with it.
+            "policy = \"{policy}\"\nextensions = false\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\
              dialects = [{}]\n\n[state]\ndirectory = \"DIR/state\"\n\n[audit]\nsink = \"file\"\npath = \"DIR/audit.log\"\n",
             dialects.join(", "),
         );

@@ -100,6 +100,27 @@ fn rules_may_be_for_one_channel_or_one_dialect() {
     assert!(host.ask("{\"execute\":\"sysinfo\",\"tag\":\"t\"}")["error"].is_object());
 }
 
+/// A client tells a guest by what it lists.
+#[test]
+fn what_qemu_ga_does_not_have_on_linux_is_listed_and_served_where_it_is_configured() {
+    for (written, known) in [("", true), ("extensions = false\n", false)] {
+        let configuration = format!(
+            "policy = \"observe\"\n{written}[[channel]]\nname = \"a\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n[audit]\nsink = \"off\"\n"
+        );
+        let agent = Agent::configured(private_directory(), &configuration);
+        let mut host = agent.connect();
+        assert_eq!(host.call("guest-info", json!({})).to_string().contains("guest-get-devices"), known);
+        if known {
+            assert!(host.call("guest-get-devices", json!({})).is_array());
+        } else {
+            assert_eq!(
+                host.refused("guest-get-devices", json!({})),
+                "The command guest-get-devices has not been found"
+            );
+        }
+    }
+}
+
 #[test]
 fn with_a_broken_policy_only_sync_ping_and_info_are_served() {
     let policy = "version = 1\n[[rule]]\noutcome = \"allow\"\ncomands = [\"guest-exec\"]\n";

@@ -407,6 +407,7 @@ mod tests {
         assert_eq!(found.policy, Source::Preset("observe".to_owned()));
         assert_eq!(found.uid_base, DEFAULT_UID_BASE);
         assert!(matches!(found.audit, Audit::Log) && !found.audit_required && found.idle_seconds == 60);
+        assert!(found.extensions);
         let [line] = found.lines.as_slice() else { panic!("one channel") };
         assert_eq!((line.settings.name.as_str(), line.settings.method), ("qga", Method::VirtioSerial));
         assert!(
