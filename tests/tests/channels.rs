@@ -479,6 +479,8 @@ fn each_channel_has_a_frontend_and_its_own_dialects() {
     "#;
     let agent = Agent::configured(private_directory(), configuration);
     let mut one = agent.connect();
+    // The agent is taken for started when the first socket is there.
+    assert!(wait_until(|| agent.path("sock2").exists()));
     let mut two = Host::from(UnixStream::connect(agent.path("sock2")).unwrap());
     assert_eq!(one.ask("{\"execute\":\"guest-ping\"}"), json!({ "return": {} }));
     assert_eq!(two.ask("{\"execute\":\"ping\",\"tag\":\"t\"}"), json!({ "return": "0.7.2", "tag": "t" }));
