@@ -19,11 +19,12 @@ use freezer::Freezer;
 use jail::Role;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::mman::{MlockAllFlags, mlockall, munlockall};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use proto::Failed;
 use proto::fsfreeze::{Reply, Request};
+use proto::{Failed, Text};
 use runtime::{Birth, Connection, Event, ToBroker, give_up};
 
 /// The file that tells the next agent whether something is frozen, if there is one.
@@ -37,7 +38,7 @@ fn main() {
     let opened = File::open("/proc/self/mountinfo").and_then(|mounts| Ok((mounts, signals()?)));
     let (mounts, signals) =
         opened.unwrap_or_else(|error| give_up(Role::Fsfreeze, &format_args!("cannot prepare: {error}")));
-    stay_in_memory();
+    may_stay();
     let connection = birth.enter(|| {});
     let mut worker = Worker { freezer: Freezer::new(mounts), adopted: false };
     let status = worker.serve(&connection, &signals);
@@ -52,11 +53,19 @@ fn signals() -> std::io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-/// Neither swap nor the program's own file may be needed while filesystems are frozen, nor may lack of memory end us. An
-/// ordinary user has no right to either; then there is nothing that could be frozen.
-fn stay_in_memory() {
-    let _ = mlockall(MlockAllFlags::MCL_CURRENT);
+/// Bytes that may stay in memory; all of this process is a fraction of it.
+const LOCKED: u64 = 64 << 20;
+
+/// Lack of memory must not end us, and what is locked later must be let. An ordinary user has no right to either; then there is
+/// nothing that could be frozen.
+fn may_stay() {
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED, LOCKED);
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+/// Neither swap nor the program's own file may be needed while filesystems are frozen. Only then: it costs two megabytes.
+fn stay_in_memory(stay: bool) {
+    let _ = if stay { mlockall(MlockAllFlags::MCL_CURRENT) } else { munlockall() };
 }
 
 struct Worker {
@@ -77,7 +86,10 @@ impl Worker {
                         return 0;
                     }
                 }
-                Some(Event::Adopt) => self.adopted = true,
+                Some(Event::Adopt) => {
+                    stay_in_memory(true);
+                    self.adopted = true;
+                }
                 Some(Event::Abandoned(_)) => {}
                 Some(Event::Piece(..) | Event::More(..) | Event::Forget(_)) => {
                     // Whoever sends that is not our broker any more; it does not go on with what it may have frozen.
@@ -112,9 +124,9 @@ impl Worker {
 
     fn work(&mut self, request: &Request) -> Result<Reply, Failed> {
         Ok(match request {
-            Request::Freeze(_) => Reply::Freeze(self.freezer.freeze(None)?),
-            Request::FreezeList(list) => Reply::FreezeList(self.freezer.freeze(list.mountpoints.as_deref())?),
-            Request::PhoenixFreeze(_) => self.freezer.freeze(None).map(|_| Reply::PhoenixFreeze(true))?,
+            Request::Freeze(_) => Reply::Freeze(self.freeze(None)?),
+            Request::FreezeList(list) => Reply::FreezeList(self.freeze(list.mountpoints.as_deref())?),
+            Request::PhoenixFreeze(_) => self.freeze(None).map(|_| Reply::PhoenixFreeze(true))?,
             Request::Thaw(_) => Reply::Thaw(self.thaw()?),
             Request::PhoenixThaw(_) => self.thaw().map(|_| Reply::PhoenixThaw(true))?,
             Request::Trim(trim) => Reply::Trim(self.freezer.trim(trim.minimum)?),
@@ -124,9 +136,15 @@ impl Worker {
         })
     }
 
+    fn freeze(&mut self, points: Option<&[Text]>) -> Result<i64, Failed> {
+        stay_in_memory(true);
+        self.freezer.freeze(points).inspect_err(|_| stay_in_memory(false))
+    }
+
     fn thaw(&mut self) -> Result<i64, Failed> {
         let count = self.freezer.thaw_all()?;
         self.adopted = false;
+        stay_in_memory(false);
         Ok(count)
     }
 
