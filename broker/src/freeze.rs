@@ -29,7 +29,7 @@ use crate::{Broker, frontends, logs};
 
 /// How long file work that has begun may take before a freeze goes on without waiting for it.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How long a freeze may take where no limit is set: as long as libvirt waits for one.
+/// How long a freeze, or a hook, may take where no limit is set: as long as Proxmox waits for one.
 const FREEZING: Duration = Duration::from_secs(3600);
 /// How often a thaw is tried, half a second apart, when its worker is killed or cannot be started.
 const THAW_TRIES: u32 = 20;
@@ -71,7 +71,10 @@ impl Freeze {
             boot_id: settings.boot_id.clone(),
             limit: (limit > 0).then(|| Duration::from_secs(limit)),
             hook: settings.hook.is_some(),
-            hook_limit: Duration::from_secs(settings.hook_limit_seconds.into()),
+            hook_limit: match settings.hook_limit_seconds {
+                0 => FREEZING,
+                seconds => Duration::from_secs(seconds.into()),
+            },
             hook_owed: Cell::new(false),
         };
         let word = freeze.word();
@@ -369,6 +372,8 @@ async fn run(
 fn count(reply: &Reply) -> i64 {
     match reply {
         Reply::Freeze(count) | Reply::FreezeList(count) | Reply::Thaw(count) => *count,
+        // Between worker and broker: whether there was anything. The host is always told `true`.
+        Reply::PhoenixFreeze(any) | Reply::PhoenixThaw(any) => (*any).into(),
         _ => 0,
     }
 }

@@ -18,7 +18,7 @@ commands! {
     Fsfreeze Qga "guest-fsfreeze-thaw" => Thaw(NoArguments) -> i64;
     /// Tells the disks which blocks are unused.
     Fsfreeze Qga "guest-fstrim" => Trim(Trim) -> TrimReport;
-    /// Freezes every filesystem that can be.
+    /// Freezes every filesystem that can be. The worker says whether there was any, the host is told `true`.
     Fsfreeze Phoenix "fs-freeze" => PhoenixFreeze(NoArguments) -> bool;
     /// Thaws all of them, whoever froze them.
     Fsfreeze Phoenix "fs-unfreeze" => PhoenixThaw(NoArguments) -> bool;

@@ -80,6 +80,38 @@ fn a_freeze_stops_every_writer_and_the_thaw_lets_all_of_them_go_on() {
 }
 
 #[test]
+fn phoenix_freezes_and_thaws_the_same_and_both_dialects_see_one_state() {
+    let Some(mut guest) = Guest::with(Options::default().disks().port("phoenix")) else { return };
+    let configuration = "policy = \"qemu-ga\"\n[[channel]]\nname = \"q\"\nmethod = \"virtio-serial\"\n[[channel]]\nname = \"p\"\nmethod = \"virtio-serial\"\npath = \"/dev/virtio-ports/phoenix\"\ndialects = [\"phoenix\"]\n[state]\ndirectory = \"/run/agent\"\n";
+    guest.output(&format!(
+        "mkdir -p /etc/portreeve; printf '{}' > /etc/portreeve/portreeve.toml",
+        configuration.replace('\n', "\\n")
+    ));
+    let mut phoenix = guest.port("phoenix");
+    guest.launch("/opt/portreeve/portreeve run");
+    guest.agent.sync();
+    let mut ask = |command: &str| {
+        phoenix.raw(format!("{{\"execute\":\"{command}\"}}\n").as_bytes());
+        phoenix.line_within(SOON).expect("an answer")
+    };
+    assert_eq!(ask("get-freeze-status")["return"], false);
+    assert_eq!(ask("fs-freeze")["return"], true);
+    assert_eq!(ask("get-freeze-status")["return"], true);
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "frozen");
+    start_writers(&mut guest);
+    let refused = ask("sysinfo")["error"].to_string();
+    let text = base64::Engine::encode(
+        &base64::engine::general_purpose::STANDARD,
+        "All filesystems are frozen. Cannot execute: sysinfo",
+    );
+    assert!(refused.contains(&text), "{refused}");
+    assert_eq!(written(&mut guest), 0);
+    assert_eq!(ask("fs-unfreeze")["return"], true);
+    assert!(guest.becomes_true("[ $(ls /run | grep -c done) = 4 ]", SOON));
+    assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed");
+}
+
+#[test]
 fn counts_and_effects_are_those_of_qemu_ga() {
     let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
     let mut seen = Vec::new();

@@ -126,9 +126,9 @@ impl Worker {
         Ok(match request {
             Request::Freeze(_) => Reply::Freeze(self.freeze(None)?),
             Request::FreezeList(list) => Reply::FreezeList(self.freeze(list.mountpoints.as_deref())?),
-            Request::PhoenixFreeze(_) => self.freeze(None).map(|_| Reply::PhoenixFreeze(true))?,
+            Request::PhoenixFreeze(_) => Reply::PhoenixFreeze(self.freeze(None)? > 0),
             Request::Thaw(_) => Reply::Thaw(self.thaw()?),
-            Request::PhoenixThaw(_) => self.thaw().map(|_| Reply::PhoenixThaw(true))?,
+            Request::PhoenixThaw(_) => Reply::PhoenixThaw(self.thaw()? > 0),
             Request::Trim(trim) => Reply::Trim(self.freezer.trim(trim.minimum)?),
             Request::Status(_) | Request::PhoenixStatus(_) => {
                 return Err(Failed::new(format!("{} is answered by the broker", request.command().name())));
