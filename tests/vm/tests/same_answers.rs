@@ -58,6 +58,9 @@ fn what_only_reads_is_answered_as_by_qemu_ga() {
         .qemu(&["-nic", "user,model=virtio-net-pci,restrict=on,ipv6=off"]);
     let Some(mut guest) = Guest::with(options) else { return };
     guest.output("modprobe virtio_net; n=0; until ip link show eth0; do n=$((n+1)); [ $n -lt 100 ]; sleep 0.1; done; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0");
+    // The address of its own comes a moment later, when nobody else has it.
+    let settled = "ip addr show eth0 | grep fe80 | grep -vq tentative";
+    assert!(guest.becomes_true(settled, std::time::Duration::from_secs(20)));
     let mut seen: Vec<Vec<(&str, Value)>> = Vec::new();
     for stock in [true, false] {
         if stock {
