@@ -35,13 +35,13 @@ const FREEZING: Duration = Duration::from_secs(3600);
 const THAW_TRIES: u32 = 20;
 /// Between attempts to have the worker there before it is needed.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long after the start it is brought up: by then the first requests have usually come.
-const SETTLE: Duration = Duration::from_millis(300);
 
 /// What the broker knows of frozen filesystems.
 pub(crate) struct Freeze {
     state: Cell<State>,
     changed: Notify,
+    /// A host has asked for something.
+    wanted: Notify,
     marker: Option<File>,
     boot_id: String,
     limit: Option<Duration>,
@@ -67,6 +67,7 @@ impl Freeze {
         let freeze = Freeze {
             state: Cell::new(State::Thawed),
             changed: Notify::new(),
+            wanted: Notify::new(),
             marker: marker.map(File::from),
             boot_id: settings.boot_id.clone(),
             limit: (limit > 0).then(|| Duration::from_secs(limit)),
@@ -88,6 +89,11 @@ impl Freeze {
     /// Whether something is frozen, or about to be, or not yet thawed: what could write is refused.
     pub(crate) fn holds(&self) -> bool {
         self.state.get() != State::Thawed
+    }
+
+    /// A host is there.
+    pub(crate) fn expect(&self) {
+        self.wanted.notify_one();
     }
 
     fn until(&self) -> Option<Instant> {
@@ -424,7 +430,10 @@ pub(crate) async fn attend(broker: Rc<Broker>) {
     if !authorize::may_ever(&broker.sealed.policy, Group::Fsfreeze) {
         return;
     }
-    tokio::time::sleep(SETTLE).await;
+    // As soon as a host asks for anything: before it can ask for a freeze, and a guest that nobody asks has one process less.
+    if !freeze.holds() {
+        freeze.wanted.notified().await;
+    }
     loop {
         if let Ok(instance) = broker.workers.acquire(&broker, Role::Fsfreeze).await {
             instance.hold();

@@ -177,6 +177,7 @@ impl Lanes {
     }
 
     fn take(&mut self, id: u64, message: FromFrontend, payload: &[u8]) -> Result<(), String> {
+        self.shared.broker.freeze.expect();
         match message {
             FromFrontend::Request { lane, request, counts } => {
                 self.shared.broker.audit.counts(&self.channel, &name_all(&counts)?);
