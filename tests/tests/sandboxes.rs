@@ -9,7 +9,6 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
 
 use jail::Role;
 use jail::seccomp::{Condition, Rule, Test};
@@ -124,19 +123,13 @@ fn reaches_exactly_its_list(role: Role) {
     golden::compare(&format!("{role}.syscalls"), &list(role));
 }
 
+/// rt_sigreturn is not tried: without a frame to return to, the process goes on with whatever lay on its stack.
 #[test]
-fn each_role_can_end_itself_and_return_from_a_signal() {
+fn each_role_can_end_itself() {
     for role in FILTERED {
         let Some(jailed) = Jailed::enter(role, "errno") else { return };
         jailed.peer.tell(&format!("calls {} 7", libc::SYS_exit_group));
         assert_eq!(jailed.ended().and_then(|status| status.code()).unwrap_or(7), 7, "{role}");
-        let Some(jailed) = Jailed::enter(role, "errno") else { return };
-        // There is no frame to return to: what the registers hold then is whatever lay there, and what becomes of the process is
-        // not known. A filter that refused the call would have it answer.
-        jailed.peer.tell(&format!("calls {}", libc::SYS_rt_sigreturn));
-        let answer =
-            jailed.peer.has_something(Duration::from_millis(300)).then(|| jailed.peer.hear()).flatten();
-        assert_eq!(answer, None, "{role}");
     }
 }
 
