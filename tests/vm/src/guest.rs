@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use crate::prepare::{Prepared, prepare};
+use crate::prepare::{Part, Prepared, prepare};
+use crate::systemd::Service;
 use crate::talk::{Agent, LIMIT, Qmp, Shell};
 
 /// Guests that run at once on one machine, whoever started them.
@@ -20,6 +21,7 @@ const MIB: u64 = 1 << 20;
 /// What a guest is like.
 #[derive(Debug, Clone)]
 pub struct Options {
+    service: Option<Service>,
     disks: bool,
     swap: bool,
     bzimage: bool,
@@ -35,6 +37,7 @@ impl Default for Options {
     /// One processor, 512 MiB, no disk, the agent's port and the shell's.
     fn default() -> Self {
         Options {
+            service: None,
             disks: false,
             swap: false,
             bzimage: false,
@@ -49,7 +52,20 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Four filesystems to freeze: `/mnt/ext4`, `/mnt/xfs`, `/mnt/lvm`, and `/mnt/loop` in a file on the first.
+    /// Debian with systemd on a disk, instead of busybox in memory. It starts its agent by itself, so there is no need for
+    /// [`Guest::start_portreeve`]; [`Agent::sync`] waits for it.
+    #[must_use]
+    pub fn systemd(mut self, service: Service) -> Self {
+        self.service = Some(service);
+        self
+    }
+
+    fn parts(&self) -> &'static [Part] {
+        if self.service.is_some() { &[Part::Systemd] } else { &[] }
+    }
+
+    /// Four filesystems to freeze: `/mnt/ext4`, `/mnt/xfs`, `/mnt/lvm`, and `/mnt/loop` in a file on the first. With systemd
+    /// only the first two, beside the root.
     #[must_use]
     pub fn disks(mut self) -> Self {
         self.disks = true;
@@ -133,10 +149,10 @@ impl Guest {
     /// # Panics
     /// If it does not boot within a minute: with the end of what its console showed.
     pub fn with(options: Options) -> Option<Self> {
-        if !crate::possible() {
+        if !crate::possible(options.parts()) {
             return None;
         }
-        let prepared = prepare(|_| {}).unwrap_or_else(|why| panic!("{why}"));
+        let prepared = prepare(options.parts(), |_| {}).unwrap_or_else(|why| panic!("{why}"));
         Some(Guest::boot(&prepared, &options).unwrap_or_else(|why| panic!("{why}")))
     }
 
@@ -156,12 +172,7 @@ impl Guest {
             options.folder.clone().or_else(|| temporary.as_ref().map(|folder| folder.path().to_owned()));
         let folder = folder.ok_or("no folder")?;
         let told = |error: io::Error| format!("{}: {error}", folder.display());
-        let initrd = folder.join("initrd");
-        let mut joined = File::create(&initrd).map_err(told)?;
-        for part in [&prepared.initramfs, &prepared.agent] {
-            io::copy(&mut File::open(part).map_err(told)?, &mut joined).map_err(told)?;
-        }
-        drop(joined);
+        initrd(prepared, options.service, options.disks, &folder).map_err(told)?;
         for socket in
             ["agent", "shell", "qmp"].iter().map(|name| (*name).to_owned()).chain(options.ports.clone())
         {
@@ -348,7 +359,27 @@ impl Drop for Ended {
     }
 }
 
-fn take_slot(folder: &Path) -> io::Result<Flock<File>> {
+/// What the kernel starts from, as the file `initrd` in `folder`.
+pub(crate) fn initrd(
+    prepared: &Prepared,
+    service: Option<Service>,
+    disks: bool,
+    folder: &Path,
+) -> io::Result<()> {
+    let mut parts = vec![prepared.initramfs.clone(), prepared.agent.clone()];
+    if let Some(service) = service {
+        let overlay = folder.join("overlay.cpio");
+        service.overlay(&overlay, disks)?;
+        parts.push(overlay);
+    }
+    let mut joined = File::create(folder.join("initrd"))?;
+    for part in parts {
+        io::copy(&mut File::open(part)?, &mut joined)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn take_slot(folder: &Path) -> io::Result<Flock<File>> {
     loop {
         for number in 0..GUESTS {
             let file = File::create(folder.join(format!("slot{number}")))?;
@@ -423,11 +454,20 @@ fn arguments(prepared: &Prepared, options: &Options, folder: &Path) -> io::Resul
         line += " vm.disks";
         disk("ext4", 256, &["mkfs.ext4", "-q"])?;
         disk("xfs", 320, &["mkfs.xfs", "-q"])?;
-        disk("lvm", 128, &[])?;
+        if options.service.is_none() {
+            disk("lvm", 128, &[])?;
+        }
     }
     if options.swap {
         line += " vm.swap";
         disk("swap", 768, &["mkswap"])?;
+    }
+    if options.service.is_some() {
+        line += " vm.systemd";
+        let image = prepared.disk.display();
+        let drive = format!("if=none,id=root,file={image},format=raw,snapshot=on,cache=unsafe");
+        arguments.extend(["-drive".to_owned(), drive]);
+        arguments.extend(["-device".to_owned(), "virtio-blk-pci,drive=root,serial=root".to_owned()]);
     }
     arguments.extend(["-append".to_owned(), line]);
     arguments.extend(options.extra.iter().cloned());

@@ -1,8 +1,8 @@
 //! Real guests for tests: prepared once, booted in seconds, driven from outside.
 //!
-//! Runs in test processes, as root, on Debian 12. A guest is QEMU with software emulation, Debian's cloud kernel and busybox;
-//! the agents under test are in it, and everything that would harm the machine that runs the tests is done in there. A test
-//! reads as a story:
+//! Runs in test processes, as root, on Debian 12. A guest is QEMU with software emulation, Debian's cloud kernel, and
+//! busybox or systemd; the agents under test are in it, and everything that would harm the machine that runs the tests is
+//! done in there. A test reads as a story:
 //!
 //! ```no_run
 //! let mut guest = vm::Guest::with(vm::Options::default().disks()).unwrap();
@@ -15,22 +15,24 @@
 mod archive;
 mod guest;
 mod prepare;
+mod systemd;
 mod talk;
 
 pub use guest::{Guest, Options};
-pub use prepare::{Prepared, prepare};
+pub use prepare::{Part, Prepared, prepare};
+pub use systemd::Service;
 pub use talk::{Agent, AgentError, Qmp, Shell};
 
-/// Whether guests can run here; if not, says so loudly, and fails in CI.
+/// Whether guests can run here, and `parts` are there; if not, says so loudly, and fails in CI.
 ///
 /// # Panics
 /// In CI, where no story may be left out.
-pub fn possible() -> bool {
+pub fn possible(parts: &[Part]) -> bool {
     if !tests::programs::is_root() {
         tests::programs::left_out("virtual machines are prepared by root");
         return false;
     }
-    if let Some(why) = prepare::missing() {
+    if let Some(why) = prepare::missing(parts) {
         tests::programs::left_out(&format!("no virtual machine: {why}"));
         return false;
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use vm::{Guest, Options, Prepared, prepare};
+use vm::{Guest, Options, Part, Prepared, Service, prepare};
 
 /// Real guests for Portreeve's tests.
 #[derive(Parser)]
@@ -37,6 +37,9 @@ enum What {
         /// QEMU's -m.
         #[arg(long, default_value = "512")]
         memory: String,
+        /// Debian with systemd instead of busybox.
+        #[arg(long)]
+        systemd: bool,
         /// Debian's qemu-ga instead of ours.
         #[arg(long)]
         stock: bool,
@@ -104,22 +107,34 @@ fn main() -> ExitCode {
 }
 
 fn run(what: What) -> Result<(), String> {
-    let prepared = prepare(|step| eprintln!("{step} ..."))?;
-    let (disks, processors, memory, stock) = match what {
+    let parts: &[Part] = match what {
+        What::Prepare => &Part::ALL,
+        What::Boot { systemd: true, .. } => &[Part::Systemd],
+        What::Boot { .. } | What::Figures { .. } => &[],
+    };
+    let prepared = prepare(parts, |step| eprintln!("{step} ..."))?;
+    let (disks, processors, memory, systemd, stock) = match what {
         What::Prepare => {
             println!("prepared in {}", prepared.folder.display());
             return Ok(());
         }
         What::Figures { rounds, json } => return figures(&prepared, rounds, json),
-        What::Boot { disks, processors, memory, stock } => (disks, processors, memory, stock),
+        What::Boot { disks, processors, memory, systemd, stock } => {
+            (disks, processors, memory, systemd, stock)
+        }
     };
     let mut options = Options::default().processors(&processors).memory(&memory);
     if disks {
         options = options.disks();
     }
+    if systemd {
+        options = options.systemd(if stock { Service::Stock } else { Service::QemuGuestAgent });
+    }
     eprintln!("booting ...");
     let mut guest = Guest::boot(&prepared, &options)?;
-    if stock {
+    if systemd {
+        guest.agent.sync();
+    } else if stock {
         guest.start_qemu_ga(&[]);
     } else {
         guest.start_portreeve(&["-v"]);

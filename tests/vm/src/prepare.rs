@@ -28,6 +28,27 @@ const PACKAGES: [&str; 11] = [
     "util-linux",
 ];
 
+/// What some stories need beside a guest of busybox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A guest of Debian with systemd.
+    Systemd,
+    /// libvirtd and virsh. The daemon's package only: the one with its units would set up networks.
+    Libvirt,
+}
+
+impl Part {
+    /// All there are.
+    pub const ALL: [Part; 2] = [Part::Systemd, Part::Libvirt];
+
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Part::Systemd => &["mmdebstrap"],
+            Part::Libvirt => &["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"],
+        }
+    }
+}
+
 /// Loaded at the start, in this order, each after what it needs.
 const EARLY: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_blk", "button"];
 /// There when they are asked for.
@@ -59,6 +80,18 @@ const PROGRAMS: [&str; 9] = [
     "/lib/x86_64-linux-gnu/security/pam_unix.so",
 ];
 
+/// Files of this package, and where they are in the initramfs.
+const GUEST_FILES: [(&str, &str); 8] = [
+    ("init", "/init"),
+    ("inittab", "/etc/inittab"),
+    ("rc", "/etc/rc"),
+    ("rc.down", "/etc/rc.down"),
+    ("ports", "/etc/ports"),
+    ("shell-port", "/etc/shell-port"),
+    ("shutdown", "/sbin/shutdown"),
+    ("switch-root", "/etc/switch-root"),
+];
+
 /// Where everything is.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -70,16 +103,18 @@ pub struct Prepared {
     pub initramfs: PathBuf,
     /// The agent under test.
     pub agent: PathBuf,
+    /// A disk with Debian and systemd, made for [`Part::Systemd`]. Only read: a guest gets a copy or an overlay.
+    pub disk: PathBuf,
     /// For locks of guests that run.
     pub folder: PathBuf,
 }
 
-/// Prepares what is missing; `say` hears what is being done.
+/// Prepares what is missing for guests of busybox, and `parts`; `say` hears what is being done.
 ///
 /// # Errors
 /// A text: what failed, and what to install.
-pub fn prepare(say: impl Fn(&str)) -> Result<Prepared, String> {
-    install(&say)?;
+pub fn prepare(parts: &[Part], say: impl Fn(&str)) -> Result<Prepared, String> {
+    install(parts, &say)?;
     let folder = std::env::var_os("VM_CACHE")
         .map_or_else(|| tests::programs::folder().join("../vm-cache"), PathBuf::from);
     fs::create_dir_all(&folder).map_err(told(&folder.display()))?;
@@ -90,6 +125,7 @@ pub fn prepare(say: impl Fn(&str)) -> Result<Prepared, String> {
         bzimage: folder.join("bzImage"),
         initramfs: folder.join("base.cpio"),
         agent: folder.join("agent.cpio"),
+        disk: folder.join("systemd.ext4"),
         folder,
     };
     let version = kernel_version()?;
@@ -105,15 +141,18 @@ pub fn prepare(say: impl Fn(&str)) -> Result<Prepared, String> {
         say("packing the programs under test");
         build(&prepared.agent, &mark, |archive| agent(archive, programs))?;
     }
+    if parts.contains(&Part::Systemd) {
+        crate::systemd::prepare(&prepared, &version, &say)?;
+    }
     Ok(prepared)
 }
 
-fn told(what: &dyn Display) -> impl Fn(io::Error) -> String + use<> {
+pub(crate) fn told(what: &dyn Display) -> impl Fn(io::Error) -> String + use<> {
     let what = what.to_string();
     move |error| format!("{what}: {error}")
 }
 
-fn run(command: &mut Command) -> Result<Vec<u8>, String> {
+pub(crate) fn run(command: &mut Command) -> Result<Vec<u8>, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{name}: {error}"))?;
     if output.status.success() {
@@ -124,8 +163,8 @@ fn run(command: &mut Command) -> Result<Vec<u8>, String> {
 }
 
 /// The packages that are missing, if they are not to be installed.
-pub(crate) fn missing() -> Option<String> {
-    let missing = missing_packages();
+pub(crate) fn missing(parts: &[Part]) -> Option<String> {
+    let missing = missing_packages(parts);
     let install = std::env::var_os("CI").is_some() || std::env::var_os("VM_INSTALL").is_some();
     (!missing.is_empty() && !install).then(|| {
         format!(
@@ -135,19 +174,20 @@ pub(crate) fn missing() -> Option<String> {
     })
 }
 
-fn missing_packages() -> Vec<&'static str> {
+fn missing_packages(parts: &[Part]) -> Vec<&'static str> {
     let is_missing = |package: &&str| {
         let state = run(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
         !state.is_ok_and(|state| state.ends_with(b"ok installed"))
     };
-    PACKAGES.into_iter().filter(is_missing).collect()
+    let of_parts = parts.iter().flat_map(|part| part.packages().iter().copied());
+    PACKAGES.into_iter().chain(of_parts).filter(is_missing).collect()
 }
 
-fn install(say: &impl Fn(&str)) -> Result<(), String> {
-    if let Some(why) = missing() {
+fn install(parts: &[Part], say: &impl Fn(&str)) -> Result<(), String> {
+    if let Some(why) = missing(parts) {
         return Err(why);
     }
-    let missing = missing_packages();
+    let missing = missing_packages(parts);
     if missing.is_empty() {
         return Ok(());
     }
@@ -177,10 +217,7 @@ fn kernel_version() -> Result<String, String> {
 
 fn guest_files() -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files: Vec<PathBuf> = ["init", "inittab", "rc", "rc.down", "ports", "shell-port", "shutdown"]
-        .iter()
-        .map(|name| own.join("guest").join(name))
-        .collect();
+    let mut files: Vec<PathBuf> = GUEST_FILES.iter().map(|(name, _)| own.join("guest").join(name)).collect();
     files.push(own.join("src/prepare.rs"));
     files
 }
@@ -210,7 +247,7 @@ fn stamp(files: &[PathBuf]) -> String {
     files.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-fn is_of(file: &Path, mark: &str) -> bool {
+pub(crate) fn is_of(file: &Path, mark: &str) -> bool {
     file.exists() && fs::read_to_string(file.with_extension("mark")).is_ok_and(|there| there == mark)
 }
 
@@ -261,15 +298,7 @@ fn base(archive: &mut Out, version: &str) -> Result<(), String> {
     }
     io(archive.link("/var/run", "/run"))?;
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest");
-    for (name, place) in [
-        ("init", "/init"),
-        ("inittab", "/etc/inittab"),
-        ("rc", "/etc/rc"),
-        ("rc.down", "/etc/rc.down"),
-        ("ports", "/etc/ports"),
-        ("shell-port", "/etc/shell-port"),
-        ("shutdown", "/sbin/shutdown"),
-    ] {
+    for (name, place) in GUEST_FILES {
         let content = fs::read(own.join(name)).map_err(told(&name))?;
         io(archive.file(place, 0o755, &content))?;
     }
@@ -304,7 +333,8 @@ fn with_libraries(archive: &mut Out, program: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn modules(archive: &mut Out, version: &str) -> Result<(), String> {
+/// Modules for the start, each after what it needs, and a folder with `lib/modules` in it.
+pub(crate) fn stage_modules(version: &str) -> Result<(Vec<String>, tempfile::TempDir), String> {
     let needs = |module: &str| -> Result<Vec<String>, String> {
         let shown = run(Command::new("modprobe").args(["-S", version, "--show-depends", module]))?;
         let shown = String::from_utf8_lossy(&shown).into_owned();
@@ -329,14 +359,19 @@ fn modules(archive: &mut Out, version: &str) -> Result<(), String> {
         fs::copy(file, &to).map_err(told(file))?;
     }
     run(Command::new("depmod").arg("-b").arg(staged.path()).arg(version))?;
-    archive.tree("lib/modules", &place("lib/modules")).map_err(told(&"modules"))?;
     let mut once: Vec<String> = Vec::new();
     for module in early {
         if !once.contains(&module) {
             once.push(module);
         }
     }
-    archive.file("/etc/modules.early", 0o644, (once.join("\n") + "\n").as_bytes()).map_err(told(&"modules"))
+    Ok((once, staged))
+}
+
+fn modules(archive: &mut Out, version: &str) -> Result<(), String> {
+    let (early, staged) = stage_modules(version)?;
+    archive.tree("lib/modules", &staged.path().join("lib/modules")).map_err(told(&"modules"))?;
+    archive.file("/etc/modules.early", 0o644, (early.join("\n") + "\n").as_bytes()).map_err(told(&"modules"))
 }
 
 /// All programs of ours, without what only a debugger reads, as one folder; they find each other beside themselves.
