@@ -9,24 +9,19 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::FormatTime;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 const LINE: usize = 1024;
 const LINES_A_SECOND: u32 = 50;
 
 /// Lets `tracing` write to descriptor 2, in qemu-ga's form: `<seconds>.<microseconds>: <level>: <text>`.
 pub fn to_stderr(verbose: bool) {
-    let level = if verbose { tracing::Level::DEBUG } else { tracing::Level::WARN };
-    let format = tracing_subscriber::fmt::format().with_target(false).with_timer(Seconds).compact();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_max_level(level)
-        .event_format(format)
-        .with_writer(|| Log)
-        .finish();
+    let most = if verbose { Level::DEBUG } else { Level::WARN };
     // Only fails when called twice, and then the first is as good.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = tracing::subscriber::set_global_default(Log { most });
 }
 
 thread_local! {
@@ -50,32 +45,64 @@ pub(crate) fn release() {
     }
 }
 
-struct Log;
-
-impl Write for Log {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        HELD.with_borrow_mut(|held| match held {
-            Some(lines) => {
-                if lines.len() + line.len() <= HELD_BYTES {
-                    lines.extend_from_slice(line);
-                }
-                Ok(line.len())
+fn write_line(line: &[u8]) {
+    HELD.with_borrow_mut(|held| match held {
+        Some(lines) => {
+            if lines.len() + line.len() <= HELD_BYTES {
+                lines.extend_from_slice(line);
             }
-            None => std::io::stderr().write(line),
-        })
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+        }
+        // There is nobody to tell that the log is gone.
+        None => _ = std::io::stderr().write_all(line),
+    });
 }
 
-struct Seconds;
+/// Writes each event as a line. A subscriber of our own: the broker makes no spans, and the tables that crates keep for them
+/// take time at its start and memory afterwards.
+struct Log {
+    most: Level,
+}
 
-impl FormatTime for Seconds {
-    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.most
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::from_level(self.most))
+    }
+
+    fn event(&self, event: &Event<'_>) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        write!(writer, "{}.{:06}:", now.as_secs(), now.subsec_micros())
+        let level = event.metadata().level();
+        let mut line = format!("{}.{:06}: {level:>5} ", now.as_secs(), now.subsec_micros());
+        event.record(&mut Text(&mut line));
+        line.push('\n');
+        write_line(line.as_bytes());
+    }
+
+    fn new_span(&self, _span: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _span: &Id, _values: &Record<'_>) {}
+
+    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
+
+    fn enter(&self, _span: &Id) {}
+
+    fn exit(&self, _span: &Id) {}
+}
+
+/// The text of an event; the broker's have no other fields.
+struct Text<'a>(&'a mut String);
+
+impl Visit for Text<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            // Writing to a text does not fail.
+            let _ = write!(self.0, "{value:?}");
+        }
     }
 }
 

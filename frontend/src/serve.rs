@@ -21,8 +21,8 @@ use crate::session::{BrokerFault, Outgoing, Session, TooLarge};
 
 /// The exit status that asks the spawner to open the channel anew.
 pub const CHANNEL_GONE: i32 = 10;
-/// What is read at once.
-const READ: usize = 64 * 1024;
+/// What is read at once. So large that malloc gives untouched pages of the kernel's: what no host fills takes no memory.
+const READ: usize = 128 * 1024;
 /// Bytes queued for the broker from which on no request is added.
 const CONGESTED: usize = 1 << 20;
 /// After something large, memory goes back to the system when nothing has happened for so long.

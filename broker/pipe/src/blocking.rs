@@ -33,8 +33,7 @@ impl<S: Encode, R: Decode<()>> Pipe<S, R> {
 
     /// A buffer for [`Self::receive`]; one for each thread.
     pub fn buffer() -> Vec<u8> {
-        // One byte more than is allowed, so that too much can be told from just enough.
-        vec![0; FRAME_MAX + 1]
+        receive_buffer()
     }
 
     /// Waits for a message; `None` when the peer has gone.
@@ -79,6 +78,18 @@ impl<S: Encode, R: Decode<()>> Pipe<S, R> {
 }
 
 /// What was received, if all of it fitted.
+/// From this size on malloc asks the kernel for pages of their own (`mallopt(3)`, M_MMAP_THRESHOLD): they are zero without being
+/// written, and those that no message has reached take no memory.
+const UNTOUCHED: usize = 128 * 1024;
+
+// Larger than a frame may be, so that too much can be told from just enough.
+const _: () = assert!(UNTOUCHED > FRAME_MAX);
+
+/// Room for any frame.
+pub(crate) fn receive_buffer() -> Vec<u8> {
+    vec![0; UNTOUCHED]
+}
+
 pub(crate) fn whole_frame(buffer: &[u8], length: usize) -> Result<&[u8], PipeError> {
     match buffer.get(..length) {
         Some(frame) if length <= FRAME_MAX => Ok(frame),

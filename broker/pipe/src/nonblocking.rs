@@ -17,8 +17,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::PipeError;
-use crate::blocking::whole_frame;
-use crate::frame::{Assembler, FRAME_MAX, Frame, Received, encode_head, frames};
+use crate::blocking::{receive_buffer, whole_frame};
+use crate::frame::{Assembler, Frame, Received, encode_head, frames};
 
 /// Bytes that may wait for a peer that does not read, before it is given up.
 const QUEUE_MAX: usize = 48 * 1024 * 1024;
@@ -39,7 +39,7 @@ pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Send
     };
     let receiver = Receiver {
         socket,
-        buffer: vec![0; FRAME_MAX + 1],
+        buffer: receive_buffer(),
         assembler: Assembler::default(),
         direction: PhantomData,
     };

@@ -410,18 +410,21 @@ impl Session {
     fn in_front(&mut self, known: Known, form: &Form, arguments: &[Member], now: Instant) -> bool {
         let Some(front) = known.front else { return false };
         let verdicts = &self.verdicts;
-        let mut number = String::new();
+        let made;
         let reply: &[u8] = match (front, arguments) {
             (Front::Sync | Front::SyncDelimited, [Member { name, value: Value::Int(id) }])
                 if **name == *b"id" =>
             {
-                number = id.to_string();
-                number.as_bytes()
+                made = id.to_string().into_bytes();
+                &made
             }
             (Front::Ping, []) => b"{}",
-            (Front::Info, []) => &verdicts.info,
-            (Front::PhoenixPing, _) => &verdicts.version,
-            (Front::Commands, _) => &verdicts.commands,
+            (Front::Info, []) => verdicts.info(),
+            (Front::PhoenixPing, _) => {
+                made = verdicts.version();
+                &made
+            }
+            (Front::Commands, _) => verdicts.commands(),
             _ => return false,
         };
         let write = |line: &mut Vec<u8>| {
@@ -441,7 +444,6 @@ impl Session {
         } else {
             write(self.output.end());
         }
-        drop(number);
         self.count(known.id);
         true
     }

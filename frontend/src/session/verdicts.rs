@@ -1,8 +1,9 @@
-//! What may be served, and the answers that are ready before they are asked for.
+//! What may be served, and the answers that are ready when they are asked for again.
 //!
 //! Runs in the frontend. Made from what the broker says at the start and after each reload. Without a verdict a
 //! command is refused. The broker decides again on everything that reaches it.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use proto::agent::{CommandInfo, Info};
@@ -52,21 +53,20 @@ pub(super) struct Verdicts {
     phoenix: HashMap<&'static [u8], Known>,
     /// Whether filesystems are frozen.
     pub(super) frozen: bool,
-    /// What `guest-info` returns.
-    pub(super) info: Vec<u8>,
-    /// What Phoenix's `ping` returns.
-    pub(super) version: Vec<u8>,
-    /// What `get-commands` returns.
-    pub(super) commands: Vec<u8>,
+    welcomed: HashMap<CommandId, bool>,
+    versions: Vec<(Dialect, String)>,
+    // Made when they are first asked for: not every start is for them.
+    info: OnceCell<Vec<u8>>,
+    commands: OnceCell<Vec<u8>>,
 }
 
 impl Verdicts {
     pub(super) fn of(welcome: &Welcome) -> Self {
-        let verdicts: HashMap<CommandId, bool> = welcome.verdicts.iter().copied().collect();
+        let welcomed: HashMap<CommandId, bool> = welcome.verdicts.iter().copied().collect();
         let (mut qga, mut phoenix) = (HashMap::new(), HashMap::new());
         for command in proto::commands() {
             let id = command.id();
-            let verdict = verdicts.get(&id).copied();
+            let verdict = welcomed.get(&id).copied();
             // One that is not spoken of here is unknown, and not only refused.
             if command.extension && verdict.is_none() {
                 continue;
@@ -81,18 +81,48 @@ impl Verdicts {
                 table.insert(name.as_bytes(), Known { name, id, permitted, front });
             }
         }
-        let version = |dialect| {
-            let found = welcome.versions.iter().find(|(of, _)| *of == dialect);
-            found.map_or("", |(_, version)| version.as_str())
-        };
-        let permitted = |command: &'static Command| verdicts.get(&command.id()).copied().unwrap_or(false);
-        let known = |command: &&'static Command| !command.extension || verdicts.contains_key(&command.id());
-        let mut info = Vec::new();
-        qga::encoding::typed(&qga_info(version(Dialect::Qga), known, permitted), &mut info);
-        let (mut ping, mut commands) = (Vec::new(), Vec::new());
-        phoenix::encoding::typed(&version(Dialect::Phoenix), &mut ping);
-        phoenix::encoding::typed(&phoenix_commands(permitted), &mut commands);
-        Verdicts { qga, phoenix, frozen: welcome.frozen, info, version: ping, commands }
+        Verdicts {
+            qga,
+            phoenix,
+            frozen: welcome.frozen,
+            welcomed,
+            versions: welcome.versions.clone(),
+            info: OnceCell::new(),
+            commands: OnceCell::new(),
+        }
+    }
+
+    /// What `guest-info` returns.
+    pub(super) fn info(&self) -> &[u8] {
+        self.info.get_or_init(|| {
+            let mut info = Vec::new();
+            qga::encoding::typed(&self.qga_info(), &mut info);
+            info
+        })
+    }
+
+    /// What Phoenix's `get-commands` returns.
+    pub(super) fn commands(&self) -> &[u8] {
+        self.commands.get_or_init(|| {
+            let mut commands = Vec::new();
+            phoenix::encoding::typed(&self.phoenix_commands(), &mut commands);
+            commands
+        })
+    }
+
+    /// What Phoenix's `ping` returns.
+    pub(super) fn version(&self) -> Vec<u8> {
+        let mut version = Vec::new();
+        phoenix::encoding::typed(&self.level(Dialect::Phoenix), &mut version);
+        version
+    }
+
+    fn level(&self, dialect: Dialect) -> &str {
+        self.versions.iter().find(|(of, _)| *of == dialect).map_or("", |(_, level)| level.as_str())
+    }
+
+    fn permits(&self, command: &'static Command) -> bool {
+        self.welcomed.get(&command.id()).copied().unwrap_or(false)
     }
 
     pub(super) fn find(&self, dialect: Dialect, name: &[u8]) -> Option<Known> {
@@ -102,33 +132,29 @@ impl Verdicts {
         };
         table.get(name).copied()
     }
-}
 
-/// qemu-ga lists its commands in the reverse order of their registration, refused ones, too.
-fn qga_info(
-    version: &str,
-    known: impl Fn(&&'static Command) -> bool,
-    permitted: impl Fn(&'static Command) -> bool,
-) -> Info {
-    let mut supported_commands: Vec<CommandInfo> = proto::commands()
-        .filter(|command| command.dialect == Dialect::Qga)
-        .filter(known)
-        .map(|command| CommandInfo {
-            name: command.name().to_owned(),
-            enabled: permitted(command),
-            success_response: !command.silent,
-        })
-        .collect();
-    supported_commands.reverse();
-    Info { version: version.to_owned(), supported_commands }
-}
+    /// qemu-ga lists its commands in the reverse order of their registration, refused ones, too.
+    fn qga_info(&self) -> Info {
+        let mut supported_commands: Vec<CommandInfo> = proto::commands()
+            .filter(|command| command.dialect == Dialect::Qga)
+            .filter(|command| !command.extension || self.welcomed.contains_key(&command.id()))
+            .map(|command| CommandInfo {
+                name: command.name().to_owned(),
+                enabled: self.permits(command),
+                success_response: !command.silent,
+            })
+            .collect();
+        supported_commands.reverse();
+        Info { version: self.level(Dialect::Qga).to_owned(), supported_commands }
+    }
 
-/// Phoenix has no way to list a command as refused: what is listed can be called.
-fn phoenix_commands(permitted: impl Fn(&'static Command) -> bool) -> Vec<&'static str> {
-    const FIRST: [&str; 3] = ["get-commands", "agent-shutdown", "ping"];
-    let listed =
-        proto::commands().filter(|command| command.dialect == Dialect::Phoenix && permitted(command));
-    let mut names: Vec<&str> = listed.flat_map(|command| command.names).copied().collect();
-    names.sort_by_key(|name| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
-    names
+    /// Phoenix has no way to list a command as refused: what is listed can be called.
+    fn phoenix_commands(&self) -> Vec<&'static str> {
+        const FIRST: [&str; 3] = ["get-commands", "agent-shutdown", "ping"];
+        let listed =
+            proto::commands().filter(|command| command.dialect == Dialect::Phoenix && self.permits(command));
+        let mut names: Vec<&str> = listed.flat_map(|command| command.names).copied().collect();
+        names.sort_by_key(|name| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
+        names
+    }
 }

@@ -78,8 +78,6 @@ impl Worker {
     /// Until the broker goes, or SIGTERM; returns the exit status.
     fn serve(&mut self, connection: &Connection, signals: &SignalFd) -> i32 {
         let mut buffer = ToBroker::buffer();
-        // It waits from now on, perhaps for months: what only the start needed need not wait with it.
-        jail::memory::let_go_of_start_code();
         while self.wait(connection, signals) {
             match connection.receive(&mut buffer) {
                 Some(Event::Job(request, call)) => {

@@ -128,6 +128,8 @@ impl Birth {
         let connection = Connection { role, sealed, pipe };
         connection.send(0, &FromWorker::Hello(hello), &[]);
         connection.expect_hello();
+        // The role that everything was for is a fraction of the code that has run so far.
+        jail::memory::let_go_of_start_code();
         connection
     }
 }
@@ -278,7 +280,8 @@ impl Connection {
     }
 
     fn expect_hello(&self) {
-        let mut buffer = ToBroker::buffer();
+        // A hello is short.
+        let mut buffer = [0; 4096];
         let Some(received) = self.or_end(self.pipe.receive(&mut buffer)) else { jail::exit_now(0) };
         match received.message {
             ToWorker::Hello(hello) if hello.build_id == proto::BUILD_ID => {}
