@@ -219,9 +219,6 @@ struct Alone {
 
 fn policy() -> Policy {
     let allow = Rule {
-        outcome: Outcome::Allow,
-        origin: Origin { place: "test".to_owned(), line: 1 },
-        commands: Vec::new(),
         groups: vec![
             Group::Agent,
             Group::Query,
@@ -230,8 +227,7 @@ fn policy() -> Policy {
             Group::FileRead,
             Group::Exec,
         ],
-        channels: Vec::new(),
-        dialects: Vec::new(),
+        ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
     };
     Policy::new("test", Vec::new(), vec![allow])
 }

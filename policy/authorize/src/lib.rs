@@ -6,13 +6,26 @@
 //! [`Permitted`] has one constructor, [`authorize`]; nothing is done without one.
 #![forbid(unsafe_code)]
 
+mod conditions;
+mod index;
+mod pattern;
 mod policy;
+mod redaction;
 mod sealed;
+mod terms;
 
+use std::sync::Arc;
+
+pub use conditions::{Argument, Conditions, Facts, Kind, PowerMode, Program, asked_path};
+pub use pattern::{BadPattern, Network, Pattern};
 pub use policy::{Origin, Outcome, Policy, Rule};
+pub use redaction::{Member, Redaction};
 pub use sealed::{Sealed, SealedError};
+pub use terms::{RunAs, Terms};
 
-use proto::{Denied, Dialect, Group, Request};
+use conditions::Subject;
+use policy::{Decided, Known};
+use proto::{Denied, Dialect, Group, Request, file};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +42,8 @@ pub struct Asker<'a> {
 pub struct Permitted {
     request: Request,
     rule: Origin,
+    outcome: Outcome,
+    terms: Option<Arc<Terms>>,
 }
 
 impl Permitted {
@@ -46,6 +61,16 @@ impl Permitted {
     pub fn rule(&self) -> &Origin {
         &self.rule
     }
+
+    /// What that rule says: [`Outcome::Allow`] or [`Outcome::Redact`].
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// How it is to be done, if the rule says so.
+    pub fn terms(&self) -> Option<&Arc<Terms>> {
+        self.terms.as_ref()
+    }
 }
 
 /// A request that the policy refuses.
@@ -61,31 +86,81 @@ pub struct Refusal {
 
 /// Decides about one request: the first rule that matches it says; if none does, it is refused.
 ///
+/// What a path leads to and which number a user has is not known here: where the policy asks for it, it is permitted if it could be,
+/// and the worker decides again with what it has found ([`decide`]), before it does anything.
+///
 /// # Errors
 /// [`Refusal`] with what the host reads and the rule behind it.
 pub fn authorize(policy: &Policy, asker: Asker<'_>, request: Request) -> Result<Permitted, Box<Refusal>> {
+    match decide(policy, asker, &request, Facts::default()) {
+        Ok(By { rule, outcome, terms }) => Ok(Permitted { request, rule, outcome, terms }),
+        Err((denied, rule)) => Err(Box::new(Refusal { denied, rule, request })),
+    }
+}
+
+/// The rule that permits something.
+#[derive(Debug, Clone, PartialEq)]
+pub struct By {
+    /// Where it is written.
+    pub rule: Origin,
+    /// What it says.
+    pub outcome: Outcome,
+    /// How it is to be done.
+    pub terms: Option<Arc<Terms>>,
+}
+
+/// As [`authorize`], for who holds the request already and has found out more.
+///
+/// # Errors
+/// What the host reads, and the rule.
+pub fn decide(
+    policy: &Policy,
+    asker: Asker<'_>,
+    request: &Request,
+    facts: Facts<'_>,
+) -> Result<By, (Denied, Origin)> {
     let command = request.command();
-    let refuse = |denied, rule, request| Err(Box::new(Refusal { denied, rule, request }));
     if asker.frozen {
         let rule = Origin { place: "frozen".to_owned(), line: 0 };
         return if safe_while_frozen(command) {
-            Ok(Permitted { request, rule })
+            Ok(By { rule, outcome: Outcome::Allow, terms: None })
         } else {
-            refuse(Denied::Frozen(command.name().to_owned()), rule, request)
+            Err((Denied::Frozen(command.name().to_owned()), rule))
         };
     }
-    match policy.decide(asker.channel, command, request.group()) {
-        (Outcome::Allow, rule) => Ok(Permitted { request, rule: rule.clone() }),
+    let subject = Subject::of(request, facts);
+    let (origin, text) =
+        match policy.decide(asker.channel, command, request.group(), Known::Request(&subject)) {
+            Decided::By(Rule { outcome: Outcome::Deny, origin, text, .. }) => (origin, text.as_ref()),
+            Decided::By(rule) => {
+                return Ok(By {
+                    rule: rule.origin.clone(),
+                    outcome: rule.outcome,
+                    terms: rule.terms.clone(),
+                });
+            }
+            Decided::Default(origin) => (origin, None),
+        };
+    let denied = match text {
+        Some(text) => Denied::Arguments(text.clone()),
         // Refusing one way of calling a command that has others is about the arguments.
-        (Outcome::Deny, rule) if policy.serves(asker.channel, command) => {
-            let group = request.group().name();
-            let text = format!(
-                "Command {}: Permission denied: the policy does not allow {group} here",
-                command.name()
-            );
-            refuse(Denied::Arguments(text), rule.clone(), request)
+        None if policy.serves(asker.channel, command) => Denied::Arguments(refused_arguments(request)),
+        None => Denied::Command(command.name().to_owned()),
+    };
+    Err((denied, origin.clone()))
+}
+
+/// Worded like the system's own refusal where clients look for that.
+fn refused_arguments(request: &Request) -> String {
+    match request {
+        Request::File(file::Request::Open(open)) => {
+            let mode = open.mode.as_deref().unwrap_or("r");
+            format!("failed to open file '{}' (mode: '{mode}'): Permission denied", open.path)
         }
-        (Outcome::Deny, rule) => refuse(Denied::Command(command.name().to_owned()), rule.clone(), request),
+        _ => {
+            let (command, group) = (request.command().name(), request.group().name());
+            format!("Command {command}: Permission denied: the policy does not allow this {group}")
+        }
     }
 }
 

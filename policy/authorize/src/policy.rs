@@ -2,10 +2,16 @@
 //!
 //! Built by `portreeve-compile` from text, or from nothing (closed). Read by broker and workers.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use proto::{Command, CommandId, Dialect, Group};
+
+use crate::conditions::{Conditions, Side, Subject};
+use crate::index::Index;
+use crate::terms::Terms;
 
 /// What a rule says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -14,6 +20,26 @@ pub enum Outcome {
     Allow,
     /// It is refused.
     Deny,
+    /// It is done, and a part of the reply is left out.
+    Redact,
+}
+
+impl Outcome {
+    /// As written in a policy and in the audit log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Allow => "allow",
+            Outcome::Deny => "deny",
+            Outcome::Redact => "redact",
+        }
+    }
+
+    pub(crate) fn side(self) -> Side {
+        match self {
+            Outcome::Allow | Outcome::Redact => Side::Allows,
+            Outcome::Deny => Side::Refuses,
+        }
+    }
 }
 
 /// Where a rule was written.
@@ -47,25 +73,60 @@ pub struct Rule {
     pub channels: Vec<String>,
     /// Dialects.
     pub dialects: Vec<Dialect>,
+    /// Conditions on the arguments.
+    pub when: Conditions,
+    /// How it is done; of a rule that refuses nothing of it is looked at.
+    pub terms: Option<Arc<Terms>>,
+    /// What the host reads when this rule refuses, instead of the usual text.
+    pub text: Option<String>,
 }
 
 impl Rule {
-    fn matches(&self, channel: &str, id: CommandId, dialect: Dialect, group: Group) -> bool {
+    /// A rule that matches every request; the rest is filled in by whoever wants less.
+    pub fn new(outcome: Outcome, origin: Origin) -> Self {
+        Rule {
+            outcome,
+            origin,
+            commands: Vec::new(),
+            groups: Vec::new(),
+            channels: Vec::new(),
+            dialects: Vec::new(),
+            when: Conditions::default(),
+            terms: None,
+            text: None,
+        }
+    }
+
+    /// Whether it is about calls of `command` that need `group`, whoever asks.
+    pub fn is_about(&self, command: &'static Command, group: Group) -> bool {
         let any = self.commands.is_empty() && self.groups.is_empty();
-        (any || self.commands.contains(&id) || self.groups.contains(&group))
-            && (self.channels.is_empty() || self.channels.iter().any(|name| name == channel))
-            && (self.dialects.is_empty() || self.dialects.contains(&dialect))
+        (any || self.groups.contains(&group) || self.commands.contains(&command.id()))
+            && (self.dialects.is_empty() || self.dialects.contains(&command.dialect))
+    }
+
+    fn is_for(&self, channel: &str) -> bool {
+        self.channels.is_empty() || self.channels.iter().any(|name| name == channel)
     }
 }
 
 /// Ordered rules.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     name: String,
     /// `--allow-rpcs` and `--block-rpcs`: both this layer and the rules must allow.
     layer: Vec<Rule>,
     rules: Vec<Rule>,
     default: Origin,
+    /// Made from the rules by everybody who has them.
+    index: Index,
+}
+
+/// A rule that has decided, or none.
+pub(crate) enum Decided<'a> {
+    /// This one.
+    By(&'a Rule),
+    /// None matched.
+    Default(&'a Origin),
 }
 
 impl Policy {
@@ -74,21 +135,23 @@ impl Policy {
     pub fn new(name: impl Into<String>, layer: Vec<Rule>, rules: Vec<Rule>) -> Self {
         let name = name.into();
         let default = Origin { place: format!("{name}, default"), line: 0 };
-        Policy { name, layer, rules, default }
+        Policy::of(name, layer, rules, default)
+    }
+
+    pub(crate) fn of(name: String, layer: Vec<Rule>, rules: Vec<Rule>, default: Origin) -> Self {
+        let index = Index::of(&rules);
+        Policy { name, layer, rules, default, index }
     }
 
     /// Serves nothing but what says something about the agent; in force when the real policy cannot be read.
     pub fn closed(reason: impl Into<String>) -> Self {
         let origin = Origin { place: reason.into(), line: 0 };
         let rule = Rule {
-            outcome: Outcome::Allow,
-            origin: origin.clone(),
-            commands: Vec::new(),
             groups: vec![Group::Agent],
-            channels: Vec::new(),
             dialects: vec![Dialect::Qga],
+            ..Rule::new(Outcome::Allow, origin.clone())
         };
-        Policy { name: "closed".to_owned(), layer: Vec::new(), rules: vec![rule], default: origin }
+        Policy::of("closed".to_owned(), Vec::new(), vec![rule], origin)
     }
 
     /// What it is called: a preset's name or a file's.
@@ -101,46 +164,79 @@ impl Policy {
         self.layer.iter().chain(&self.rules)
     }
 
-    /// The first rule that matches a call of `command` that needs `group`.
+    pub(crate) fn parts(&self) -> (&str, &[Rule], &[Rule], &Origin) {
+        (&self.name, &self.layer, &self.rules, &self.default)
+    }
+
+    /// The first rule that matches a request, or what of it is known.
     pub(crate) fn decide(
         &self,
         channel: &str,
         command: &'static Command,
         group: Group,
-    ) -> (Outcome, &Origin) {
-        let id = command.id();
-        let first = |rules: &'_ [Rule]| -> Option<usize> {
-            rules.iter().position(|rule| rule.matches(channel, id, command.dialect, group))
+        subject: Known<'_>,
+    ) -> Decided<'_> {
+        let matches = |rule: &&Rule| {
+            rule.is_for(channel)
+                && rule.is_about(command, group)
+                && match subject {
+                    Known::Request(subject) => rule.when.hold(subject, rule.outcome.side()),
+                    // The index has looked; the layer has no conditions.
+                    Known::Command => true,
+                }
         };
-        if let Some(rule) = first(&self.layer).and_then(|position| self.layer.get(position))
+        if let Some(rule) = self.layer.iter().find(matches)
             && rule.outcome == Outcome::Deny
         {
-            return (Outcome::Deny, &rule.origin);
+            return Decided::By(rule);
         }
-        match first(&self.rules).and_then(|position| self.rules.get(position)) {
-            Some(rule) => (rule.outcome, &rule.origin),
-            None => (Outcome::Deny, &self.default),
-        }
+        let rule = match subject {
+            Known::Request(subject) => self
+                .index
+                .candidates(command, subject)
+                .filter_map(|position| self.rules.get(position))
+                .find(matches),
+            Known::Command => {
+                self.index.possible(command).filter_map(|position| self.rules.get(position)).find(matches)
+            }
+        };
+        rule.map_or(Decided::Default(&self.default), Decided::By)
     }
 
     /// Whether some call of `command` is allowed.
     pub(crate) fn serves(&self, channel: &str, command: &'static Command) -> bool {
-        groups_of(command).any(|group| self.decide(channel, command, group).0 == Outcome::Allow)
+        groups_of(command).any(|group| self.may(channel, command, group))
+    }
+
+    fn may(&self, channel: &str, command: &'static Command, group: Group) -> bool {
+        match self.decide(channel, command, group, Known::Command) {
+            Decided::By(rule) => rule.outcome != Outcome::Deny,
+            Decided::Default(_) => false,
+        }
     }
 
     /// Whether some call by anybody needs `group` and may be allowed: it must have a rule that allows it and no
     /// earlier one that denies the whole group everywhere.
     pub(crate) fn grants(&self, group: Group) -> bool {
-        let channels = self.rules().flat_map(|rule| rule.channels.iter().map(String::as_str));
-        let channels: Vec<&str> = channels.chain([""]).collect();
-        proto::commands().filter(|command| groups_of(command).any(|of_command| of_command == group)).any(
-            |command| channels.iter().any(|channel| self.decide(channel, command, group).0 == Outcome::Allow),
-        )
+        let channels: BTreeSet<&str> =
+            self.rules().flat_map(|rule| rule.channels.iter().map(String::as_str)).chain([""]).collect();
+        proto::commands()
+            .filter(|command| groups_of(command).any(|of_command| of_command == group))
+            .any(|command| channels.iter().any(|channel| self.may(channel, command, group)))
     }
 }
 
+/// What is known of a request.
+#[derive(Clone, Copy)]
+pub(crate) enum Known<'a> {
+    /// Which command it calls.
+    Command,
+    /// All that it says, and what was found out.
+    Request(&'a Subject<'a>),
+}
+
 /// The rights that calls of `command` can need: its own, and writing for what opens files.
-fn groups_of(command: &'static Command) -> impl Iterator<Item = Group> {
+pub(crate) fn groups_of(command: &'static Command) -> impl Iterator<Item = Group> {
     let opens = matches!(command.name(), "guest-file-open" | "file-open");
     [Some(command.group), opens.then_some(Group::FileWrite)].into_iter().flatten()
 }
@@ -154,14 +250,7 @@ mod tests {
     fn rule(outcome: Outcome, groups: &[Group], names: &[&str], line: u32) -> Rule {
         let commands = names.iter().map(|name| proto::find(Dialect::Qga, name).unwrap().id()).collect();
         let origin = Origin { place: "test.toml".to_owned(), line };
-        Rule {
-            outcome,
-            origin,
-            commands,
-            groups: groups.to_vec(),
-            channels: Vec::new(),
-            dialects: Vec::new(),
-        }
+        Rule { commands, groups: groups.to_vec(), ..Rule::new(outcome, origin) }
     }
 
     fn open(mode: &str) -> Request {
@@ -202,7 +291,7 @@ mod tests {
     fn reading_may_be_allowed_where_writing_is_not() {
         let policy = Policy::new("p", Vec::new(), vec![rule(Outcome::Allow, &[Group::FileRead], &[], 1)]);
         assert_eq!(ask(&policy, open("r")), Ok("test.toml:1".to_owned()));
-        let text = "Command guest-file-open: Permission denied: the policy does not allow file.write here";
+        let text = "failed to open file '/etc/hostname' (mode: 'w'): Permission denied";
         assert_eq!(ask(&policy, open("w")), Err((text.to_owned(), "p, default".to_owned())));
     }
 

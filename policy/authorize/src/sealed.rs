@@ -21,6 +21,30 @@ pub struct Sealed {
     pub policy: Policy,
 }
 
+impl Encode for Policy {
+    fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
+        let (name, layer, rules, default) = self.parts();
+        name.encode(encoder)?;
+        layer.encode(encoder)?;
+        rules.encode(encoder)?;
+        default.encode(encoder)
+    }
+}
+
+impl<C> Decode<C> for Policy {
+    fn decode<D: bincode::de::Decoder<Context = C>>(
+        decoder: &mut D,
+    ) -> Result<Self, bincode::error::DecodeError> {
+        Ok(Policy::of(
+            Decode::decode(decoder)?,
+            Decode::decode(decoder)?,
+            Decode::decode(decoder)?,
+            Decode::decode(decoder)?,
+        ))
+    }
+}
+bincode::impl_borrow_decode!(Policy);
+
 impl Policy {
     /// The form in which `portreeve-compile` hands it to `portreeve`, which puts it into a [`Sealed`].
     ///

@@ -117,7 +117,7 @@ impl Reader<'_> {
             if name.is_empty() { Err(None) } else { Ok(name.to_owned()) }
         })?;
         let commands = commands.into_iter().flatten().collect();
-        Ok(Rule { outcome, origin, commands, groups, channels, dialects })
+        Ok(Rule { commands, groups, channels, dialects, ..Rule::new(outcome, origin) })
     }
 
     /// Reads a list of names. An empty one is an error: it would be no condition, which nobody means who writes it.

@@ -25,14 +25,7 @@ pub(crate) fn rules(allow: &[RpcList], block: &[RpcList], warnings: &mut Vec<Str
     }
     let mut lists = allow.iter().filter(|list| elements(&list.text).next().is_some()).peekable();
     if let Some(first) = lists.peek() {
-        let rest = Rule {
-            outcome: Outcome::Deny,
-            origin: first.origin.clone(),
-            commands: Vec::new(),
-            groups: Vec::new(),
-            channels: Vec::new(),
-            dialects: Vec::new(),
-        };
+        let rest = Rule::new(Outcome::Deny, first.origin.clone());
         rules.extend(lists.filter_map(|list| rule(Outcome::Allow, list, warnings)));
         rules.push(rest);
     }
@@ -50,7 +43,7 @@ fn rule(outcome: Outcome, list: &RpcList, warnings: &mut Vec<String>) -> Option<
         return None;
     }
     let origin: Origin = list.origin.clone();
-    Some(Rule { outcome, origin, commands, groups: Vec::new(), channels: Vec::new(), dialects: Vec::new() })
+    Some(Rule { commands, ..Rule::new(outcome, origin) })
 }
 
 pub(crate) fn ids(name: &str) -> Vec<CommandId> {

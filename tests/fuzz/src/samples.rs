@@ -248,14 +248,13 @@ fn settings() -> Settings {
 
 fn policy() -> Policy {
     let rule = |outcome, line| Rule {
-        outcome,
-        origin: Origin { place: "policy.toml".to_owned(), line },
         commands: proto::find(Dialect::Qga, "guest-file-open")
             .map(|command| vec![command.id()])
             .unwrap_or_default(),
         groups: vec![Group::Query],
         channels: vec!["test".to_owned()],
         dialects: vec![Dialect::Qga],
+        ..Rule::new(outcome, Origin { place: "policy.toml".to_owned(), line })
     };
     Policy::new("policy.toml", vec![rule(Outcome::Deny, 3)], vec![rule(Outcome::Allow, 7)])
 }

@@ -42,12 +42,8 @@ impl Worker {
         };
         change(&mut settings);
         let rule = Rule {
-            outcome: Outcome::Allow,
-            origin: Origin { place: "test".to_owned(), line: 1 },
-            commands: Vec::new(),
             groups: vec![Group::Query],
-            channels: Vec::new(),
-            dialects: Vec::new(),
+            ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
         };
         let policy = Policy::new("test", Vec::new(), vec![rule]);
         let sealed = Sealed::new(settings, policy).encode().unwrap();

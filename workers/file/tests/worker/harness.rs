@@ -47,12 +47,8 @@ impl Worker {
     /// With only some groups allowed; no group for all.
     pub(crate) fn start(folder: &Path, base: u32, user: Option<u32>, groups: &[Group]) -> Self {
         let allow = Rule {
-            outcome: Outcome::Allow,
-            origin: Origin { place: "test".to_owned(), line: 1 },
-            commands: Vec::new(),
             groups: groups.to_vec(),
-            channels: Vec::new(),
-            dialects: Vec::new(),
+            ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
         };
         let settings = Settings {
             channels: Vec::new(),

@@ -146,14 +146,7 @@ impl Drop for Worker {
 
 fn sealed(environment: &[(&str, &str)]) -> OwnedFd {
     let origin = Origin { place: "test".to_owned(), line: 1 };
-    let everything = Rule {
-        outcome: Outcome::Allow,
-        origin,
-        commands: Vec::new(),
-        groups: Vec::new(),
-        channels: Vec::new(),
-        dialects: Vec::new(),
-    };
+    let everything = Rule::new(Outcome::Allow, origin);
     let settings = Settings {
         channels: Vec::new(),
         audit: AuditSink::Off,
