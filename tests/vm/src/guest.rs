@@ -21,12 +21,12 @@ const MIB: u64 = 1 << 20;
 /// What a guest is like.
 #[derive(Debug, Clone)]
 pub struct Options {
-    service: Option<Service>,
-    disks: bool,
+    pub(crate) service: Option<Service>,
+    pub(crate) disks: bool,
     swap: bool,
     bzimage: bool,
     serial: bool,
-    processors: String,
+    pub(crate) processors: String,
     memory: String,
     ports: Vec<String>,
     extra: Vec<String>,
@@ -226,16 +226,7 @@ impl Guest {
 
     /// Whether a command succeeds within `limit`, tried again and again.
     pub fn becomes_true(&mut self, command: &str, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
-        loop {
-            if self.sh(command).0 == 0 {
-                return true;
-            }
-            if Instant::now() > until {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        self.shell.becomes_true(command, limit)
     }
 
     /// Starts the agent under test, called as qemu-ga on the agent's port, and waits until it answers.
@@ -391,7 +382,20 @@ pub(crate) fn take_slot(folder: &Path) -> io::Result<Flock<File>> {
     }
 }
 
-fn tail(folder: &Path) -> String {
+/// A disk of some MiB, formatted unless it is there from an earlier guest.
+pub(crate) fn scratch(folder: &Path, name: &str, size: u64, format: &[&str]) -> io::Result<PathBuf> {
+    let path = folder.join(format!("{name}.img"));
+    if !path.exists() {
+        File::create(&path)?.set_len(size * MIB)?;
+        if let [program, options @ ..] = format {
+            let status = Command::new(program).args(options).arg(&path).stdout(Stdio::null()).status()?;
+            assert!(status.success(), "{program} fails");
+        }
+    }
+    Ok(path)
+}
+
+pub(crate) fn tail(folder: &Path) -> String {
     let text =
         |name: &str| String::from_utf8_lossy(&fs::read(folder.join(name)).unwrap_or_default()).into_owned();
     let console = text("console");
@@ -436,14 +440,7 @@ fn arguments(prepared: &Prepared, options: &Options, folder: &Path) -> io::Resul
         add("-device", format!("virtserialport,bus=ports.0,nr={number},chardev={name},name={name}"));
     }
     let mut disk = |name: &str, size: u64, format: &[&str]| -> io::Result<()> {
-        let path = folder.join(format!("{name}.img"));
-        if !path.exists() {
-            File::create(&path)?.set_len(size * MIB)?;
-            if let [program, options @ ..] = format {
-                let status = Command::new(program).args(options).arg(&path).stdout(Stdio::null()).status()?;
-                assert!(status.success(), "{program} fails");
-            }
-        }
+        let path = scratch(folder, name, size, format)?;
         let drive =
             format!("if=none,id={name},file={},format=raw,cache=unsafe,discard=unmap", path.display());
         arguments.extend(["-drive".to_owned(), drive]);

@@ -14,11 +14,13 @@
 
 mod archive;
 mod guest;
+mod libvirt;
 mod prepare;
 mod systemd;
 mod talk;
 
 pub use guest::{Guest, Options};
+pub use libvirt::Domain;
 pub use prepare::{Part, Prepared, prepare};
 pub use systemd::Service;
 pub use talk::{Agent, AgentError, Qmp, Shell};

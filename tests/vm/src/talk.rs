@@ -295,4 +295,18 @@ impl Shell {
             output.push(line);
         }
     }
+
+    /// Whether a command succeeds within `limit`, tried again and again.
+    pub fn becomes_true(&mut self, command: &str, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        loop {
+            if self.run(command, LIMIT).is_ok_and(|(status, _)| status == 0) {
+                return true;
+            }
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 }
