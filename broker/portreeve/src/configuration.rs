@@ -1,12 +1,13 @@
 //! `/etc/portreeve/portreeve.toml`: how `portreeve run` is set up.
 //!
 //! Written by root, so it is read by root. What is not understood is an error with file and line; nothing is ignored.
-//! Without the file the agent serves QEMU's dialect on its usual port, with the policy `observe`.
+//! Without the file the agent serves QEMU's dialect on its usual port, with the policy of `policy.toml` beside it, or `observe` and `freeze`.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use compile::{Bundle, Complaint, PRESETS, Source, closest};
@@ -25,7 +26,8 @@ pub(crate) const PATH: &str = "/etc/portreeve/portreeve.toml";
 const QGA_PORT: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
 const SERIAL_PATH: &str = "/dev/ttyS0";
 const STATE_DIRECTORY: &str = "/run/portreeve";
-const POLICY: &str = "observe";
+/// The policy, where there is no other.
+const POLICY_FILE: &str = "/etc/portreeve/policy.toml";
 
 /// Largest configuration or policy file in bytes.
 const LIMIT: u64 = 1024 * 1024;
@@ -33,7 +35,7 @@ const LIMIT: u64 = 1024 * 1024;
 /// What `portreeve run` needs to know.
 pub(crate) struct Configuration {
     pub(crate) lines: Vec<Line>,
-    pub(crate) policy: Source,
+    pub(crate) policy: Vec<Source>,
     pub(crate) state_directory: Option<PathBuf>,
     pub(crate) audit: Audit,
     pub(crate) audit_required: bool,
@@ -149,14 +151,71 @@ pub(crate) fn load(given: Option<&Path>) -> Result<Configuration, String> {
 
 impl Configuration {
     /// The policy's texts: a preset's name, or the content of its file.
-    pub(crate) fn bundle(source: Source) -> Bundle {
-        Bundle { source, allow: Vec::new(), block: Vec::new() }
+    pub(crate) fn bundle(sources: Vec<Source>) -> Bundle {
+        Bundle { sources, allow: Vec::new(), block: Vec::new() }
+    }
+}
+
+/// The texts of a policy file: its own, then those of the folder beside it (`policy.d` for `policy.toml`) by name.
+///
+/// What cannot be read, or somebody else could have written, is in the list as unusable: a policy without one of its parts may
+/// permit what that part refuses.
+pub(crate) fn policy_files(file: &Path) -> Vec<Source> {
+    let mut files = vec![file.to_owned()];
+    let folder = file.with_extension("d");
+    match fs::read_dir(&folder) {
+        Ok(entries) => {
+            let mut found = Vec::new();
+            for entry in entries {
+                match entry {
+                    Ok(entry) if entry.path().extension().is_some_and(|extension| extension == "toml") => {
+                        found.push(entry.path());
+                    }
+                    Ok(_) => {}
+                    Err(error) => return vec![unreadable(&folder, &error)],
+                }
+            }
+            found.sort();
+            files.extend(found);
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return vec![unreadable(&folder, &error)],
+    }
+    files.iter().map(|file| policy_file(file)).collect()
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Source {
+    Source::Unusable { name: path.display().to_string(), reason: format!("cannot be read: {error}") }
+}
+
+fn policy_file(path: &Path) -> Source {
+    let name = path.display().to_string();
+    let unusable = |reason: &str| Source::Unusable { name: name.clone(), reason: reason.to_owned() };
+    let open = || File::open(path).and_then(|file| file.metadata().map(|about| (file, about)));
+    let (file, about) = match open() {
+        Ok(opened) => opened,
+        Err(error) => return unreadable(path, &error),
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    if about.uid() != 0 && about.uid() != own {
+        return unusable("belongs to another user than root: chown root");
+    }
+    if about.mode() & 0o022 != 0 {
+        return unusable("can be written by others than its owner: chmod go-w");
+    }
+    match read_open(file) {
+        Ok(text) => Source::File { name, text },
+        Err(error) => unreadable(path, &error),
     }
 }
 
 fn read(path: &Path) -> io::Result<String> {
+    read_open(File::open(path)?)
+}
+
+fn read_open(file: File) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LIMIT.saturating_add(1)).read_to_string(&mut text)?;
+    file.take(LIMIT.saturating_add(1)).read_to_string(&mut text)?;
     if text.len() as u64 > LIMIT { Err(io::Error::other("larger than 1 MiB")) } else { Ok(text) }
 }
 
@@ -205,6 +264,11 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         init: document.power.init.map(|init| reader.one_of(&init, "init", &Init::ALL)).transpose()?,
         clock_step_seconds: document.clock.max_step_seconds.unwrap_or(0),
     })
+}
+
+/// The host may look, and freeze for a backup.
+fn usual_policy() -> Vec<Source> {
+    ["observe", "freeze"].map(|name| Source::Preset(name.to_owned())).into()
 }
 
 fn usual_line() -> Line {
@@ -327,18 +391,19 @@ impl Reader<'_> {
         })
     }
 
-    /// A name without a slash is a preset, anything else a file.
-    fn policy(&self, written: Option<Spanned<String>>) -> Result<Source, Complaint> {
-        let Some(written) = written else { return Ok(Source::Preset(POLICY.to_owned())) };
+    /// A name without a slash is a preset, anything else a file. Without either it is the usual file if there is one.
+    fn policy(&self, written: Option<Spanned<String>>) -> Result<Vec<Source>, Complaint> {
+        let Some(written) = written else {
+            let file = Path::new(POLICY_FILE);
+            return Ok(if file.exists() { policy_files(file) } else { usual_policy() });
+        };
         let name = written.get_ref();
         if !name.contains('/') {
             let known: Vec<(&str, ())> = PRESETS.iter().map(|(name, _)| (*name, ())).collect();
             self.one_of(&written, "preset", &known)?;
-            return Ok(Source::Preset(name.clone()));
+            return Ok(vec![Source::Preset(name.clone())]);
         }
-        let text = read(Path::new(name))
-            .map_err(|error| self.complaint(written.span(), &format!("cannot read {name}: {error}")))?;
-        Ok(Source::File { name: name.clone(), text })
+        Ok(policy_files(Path::new(name)))
     }
 
     fn freeze(&self, written: WrittenFreeze) -> Result<Freeze, Complaint> {
@@ -404,7 +469,7 @@ mod tests {
     #[test]
     fn without_anything_it_is_the_usual_port_and_a_policy_that_only_looks() {
         let found = parse("portreeve.toml", "").unwrap();
-        assert_eq!(found.policy, Source::Preset("observe".to_owned()));
+        assert_eq!(found.policy, usual_policy());
         assert_eq!(found.uid_base, DEFAULT_UID_BASE);
         assert!(matches!(found.audit, Audit::Log) && !found.audit_required && found.idle_seconds == 60);
         assert!(found.extensions);
@@ -563,9 +628,31 @@ mod tests {
             wrong("policy = \"obsrve\"\n")
                 .starts_with("portreeve.toml:1: unknown preset \"obsrve\"; did you mean \"observe\"?")
         );
-        assert!(
-            wrong("policy = \"/nonexistent/p.toml\"\n")
-                .starts_with("portreeve.toml:1: cannot read /nonexistent/p.toml: No such file")
+        // The agent starts all the same and serves nothing: a closed agent can be asked what is wrong, a missing one cannot.
+        let found = parse("portreeve.toml", "policy = \"/nonexistent/p.toml\"\n").unwrap();
+        let reason = "cannot be read: No such file or directory (os error 2)".to_owned();
+        assert_eq!(found.policy, [Source::Unusable { name: "/nonexistent/p.toml".to_owned(), reason }]);
+    }
+
+    #[test]
+    fn a_policy_that_others_can_write_is_unusable_and_the_folder_beside_it_is_part_of_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("policy.toml");
+        let part = folder.path().join("policy.d/10-users.toml");
+        fs::create_dir(folder.path().join("policy.d")).unwrap();
+        for (path, text) in [(&file, "version = 1\n"), (&part, "# none\n")] {
+            fs::write(path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        let name = |path: &Path| path.display().to_string();
+        let usable = |path: &Path, text: &str| Source::File { name: name(path), text: text.to_owned() };
+        assert_eq!(policy_files(&file), [usable(&file, "version = 1\n"), usable(&part, "# none\n")]);
+        fs::set_permissions(&part, fs::Permissions::from_mode(0o664)).unwrap();
+        let reason = "can be written by others than its owner: chmod go-w".to_owned();
+        assert_eq!(
+            policy_files(&file),
+            [usable(&file, "version = 1\n"), Source::Unusable { name: name(&part), reason }]
         );
     }
 }

@@ -430,7 +430,7 @@ mod tests {
 
     fn workers_of(preset: &str) -> Vec<Role> {
         let bundle =
-            Bundle { source: Source::Preset(preset.to_owned()), allow: Vec::new(), block: Vec::new() };
+            Bundle { sources: vec![Source::Preset(preset.to_owned())], allow: Vec::new(), block: Vec::new() };
         workers(&compile::compile(&bundle).unwrap().policy)
     }
 

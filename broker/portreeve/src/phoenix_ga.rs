@@ -67,7 +67,11 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
             retry: false,
             reopen: false,
         }],
-        policy: Bundle { source: Source::Preset("qemu-ga".to_owned()), allow: Vec::new(), block: Vec::new() },
+        policy: Bundle {
+            sources: vec![Source::Preset("qemu-ga".to_owned())],
+            allow: Vec::new(),
+            block: Vec::new(),
+        },
         audit: Audit::SyslogIfThere,
         audit_required: false,
         verbose: flags.debug,

@@ -40,7 +40,7 @@ pub(crate) enum Compiling {
 /// # Errors
 /// A text for the log.
 pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Result<Compiling, String> {
-    if let Source::Preset(_) = bundle.source {
+    if bundle.sources.iter().all(|source| matches!(source, Source::Preset(_))) {
         let compiled = compile::compile(bundle).map_err(|complaint| complaint.to_string())?;
         for warning in &compiled.warnings {
             log(Level::Warning, warning);

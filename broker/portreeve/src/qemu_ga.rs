@@ -138,7 +138,7 @@ fn prepare(called: &OsStr, arguments: &[OsString]) -> Result<Option<Launch>, End
         clock_step_seconds: 0,
         daemon: config.daemon.then(|| config.pid_file.map_or_else(|| PID_FILE.into(), PathBuf::from)),
         policy: Bundle {
-            source: Source::Preset("qemu-ga".to_owned()),
+            sources: vec![Source::Preset("qemu-ga".to_owned())],
             allow: config.allow,
             block: config.block,
         },

@@ -141,6 +141,12 @@ impl Command {
         self.names.first().copied().unwrap_or_default()
     }
 
+    /// The rights that calls of it can need: its own, and writing for what opens files.
+    pub fn groups(&self) -> impl Iterator<Item = Group> + use<> {
+        let opens = matches!(self.name(), "guest-file-open" | "file-open");
+        [Some(self.group), opens.then_some(Group::FileWrite)].into_iter().flatten()
+    }
+
     /// Its position in [`crate::commands`]: stable within one build, never stored.
     pub fn id(&'static self) -> CommandId {
         let position = crate::commands().position(|command| std::ptr::eq(command, self));

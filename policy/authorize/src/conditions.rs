@@ -446,6 +446,21 @@ impl Kind {
         Kind::Programs,
     ];
 
+    /// The argument, in words.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Paths => "a path",
+            Kind::Modes => "a file mode",
+            Kind::Users => "a user",
+            Kind::Interfaces => "an interface",
+            Kind::Networks => "an address",
+            Kind::Mountpoints => "a mount point",
+            Kind::Units => "a CPU or memory block",
+            Kind::Power => "a power mode",
+            Kind::Programs => "a program",
+        }
+    }
+
     /// The command names of both dialects that have such an argument, or work on what was got by one.
     pub fn commands(self) -> &'static [&'static str] {
         match self {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use proto::Command;
 
 use crate::conditions::{Conditions, Shown, Side, Subject};
-use crate::policy::{Rule, groups_of};
+use crate::policy::Rule;
 
 /// Positions of rules, ascending.
 type Positions = Vec<u32>;
@@ -107,7 +107,7 @@ impl OfCommand {
     fn of(command: &'static Command, rules: &[Rule]) -> Self {
         let mut of = OfCommand::default();
         for (rule, position) in rules.iter().zip(0_u32..) {
-            if !groups_of(command).any(|group| rule.is_about(command, group)) {
+            if !command.groups().any(|group| rule.is_about(command, group)) {
                 continue;
             }
             if rule.when.could_hold(rule.outcome.side(), command) {

@@ -205,7 +205,7 @@ impl Policy {
 
     /// Whether some call of `command` is allowed.
     pub(crate) fn serves(&self, channel: &str, command: &'static Command) -> bool {
-        groups_of(command).any(|group| self.may(channel, command, group))
+        command.groups().any(|group| self.may(channel, command, group))
     }
 
     fn may(&self, channel: &str, command: &'static Command, group: Group) -> bool {
@@ -221,7 +221,7 @@ impl Policy {
         let channels: BTreeSet<&str> =
             self.rules().flat_map(|rule| rule.channels.iter().map(String::as_str)).chain([""]).collect();
         proto::commands()
-            .filter(|command| groups_of(command).any(|of_command| of_command == group))
+            .filter(|command| command.groups().any(|of_command| of_command == group))
             .any(|command| channels.iter().any(|channel| self.may(channel, command, group)))
     }
 }
@@ -233,12 +233,6 @@ pub(crate) enum Known<'a> {
     Command,
     /// All that it says, and what was found out.
     Request(&'a Subject<'a>),
-}
-
-/// The rights that calls of `command` can need: its own, and writing for what opens files.
-pub(crate) fn groups_of(command: &'static Command) -> impl Iterator<Item = Group> {
-    let opens = matches!(command.name(), "guest-file-open" | "file-open");
-    [Some(command.group), opens.then_some(Group::FileWrite)].into_iter().flatten()
 }
 
 #[cfg(test)]

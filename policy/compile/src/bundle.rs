@@ -13,14 +13,14 @@ const MAGIC: &[u8; 8] = b"prvpol01";
 /// Largest bundle in bytes.
 const LIMIT: u64 = 4 * 1024 * 1024;
 
-/// Most lists of commands; one for each option of a command line.
+/// Most texts and lists of commands; one for each file, and for each option of a command line.
 const FIELDS: usize = 1024;
 
 /// Everything that a policy is compiled from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bundle {
-    /// The rules.
-    pub source: Source,
+    /// The rules, in the order in which they are asked; at least one.
+    pub sources: Vec<Source>,
     /// `--allow-rpcs`, from wherever.
     pub allow: Vec<RpcList>,
     /// `--block-rpcs`, from wherever.
@@ -39,6 +39,13 @@ pub enum Source {
         /// Its content.
         text: String,
     },
+    /// In a file that cannot be used: then nothing is served.
+    Unusable {
+        /// As it was named.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 /// One list of commands, as it was written.
@@ -56,8 +63,8 @@ pub enum BundleError {
     /// Not written by [`Bundle::encode`].
     #[error("not a bundle of policy texts")]
     Malformed,
-    /// More than 4 MiB, or more than 1024 lists.
-    #[error("the policy texts are larger than 4 MiB together, or there are more than 1024 lists")]
+    /// More than 4 MiB, or more than 1024 texts and lists.
+    #[error("the policy texts are larger than 4 MiB together, or there are more than 1024 of them")]
     TooLarge,
     /// It could not be read.
     #[error("cannot read the policy texts: {0}")]
@@ -71,16 +78,19 @@ impl Bundle {
     /// [`BundleError::TooLarge`].
     pub fn encode(&self) -> Result<Vec<u8>, BundleError> {
         let mut out = MAGIC.to_vec();
-        match &self.source {
-            Source::Preset(name) => put(&mut out, 1, 0, name, "")?,
-            Source::File { name, text } => put(&mut out, 2, 0, name, text)?,
+        for source in &self.sources {
+            match source {
+                Source::Preset(name) => put(&mut out, 1, 0, name, "")?,
+                Source::File { name, text } => put(&mut out, 2, 0, name, text)?,
+                Source::Unusable { name, reason } => put(&mut out, 5, 0, name, reason)?,
+            }
         }
         for (kind, lists) in [(3, &self.allow), (4, &self.block)] {
             for RpcList { origin, text } in lists {
                 put(&mut out, kind, origin.line, &origin.place, text)?;
             }
         }
-        let fields = self.allow.len().saturating_add(self.block.len());
+        let fields = self.sources.len().saturating_add(self.allow.len()).saturating_add(self.block.len());
         if out.len() as u64 > LIMIT || fields > FIELDS { Err(BundleError::TooLarge) } else { Ok(out) }
     }
 
@@ -95,23 +105,25 @@ impl Bundle {
             return Err(BundleError::TooLarge);
         }
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(BundleError::Malformed)?;
-        let source = match field(&mut rest)? {
-            (1, 0, name, text) if text.is_empty() => Source::Preset(name),
-            (2, 0, name, text) => Source::File { name, text },
-            _ => return Err(BundleError::Malformed),
-        };
-        let mut bundle = Bundle { source, allow: Vec::new(), block: Vec::new() };
+        let mut bundle = Bundle { sources: Vec::new(), allow: Vec::new(), block: Vec::new() };
+        let mut fields = 0_usize;
         while !rest.is_empty() {
-            let (kind, line, place, text) = field(&mut rest)?;
-            let list = RpcList { origin: Origin { place, line }, text };
-            match kind {
-                3 => bundle.allow.push(list),
-                4 => bundle.block.push(list),
+            let (kind, line, name, text) = field(&mut rest)?;
+            match (kind, line) {
+                (1, 0) if text.is_empty() => bundle.sources.push(Source::Preset(name)),
+                (2, 0) => bundle.sources.push(Source::File { name, text }),
+                (5, 0) => bundle.sources.push(Source::Unusable { name, reason: text }),
+                (3, _) => bundle.allow.push(RpcList { origin: Origin { place: name, line }, text }),
+                (4, _) => bundle.block.push(RpcList { origin: Origin { place: name, line }, text }),
                 _ => return Err(BundleError::Malformed),
             }
-            if bundle.allow.len().saturating_add(bundle.block.len()) > FIELDS {
+            fields = fields.saturating_add(1);
+            if fields > FIELDS {
                 return Err(BundleError::TooLarge);
             }
+        }
+        if bundle.sources.is_empty() {
+            return Err(BundleError::Malformed);
         }
         Ok(bundle)
     }
@@ -156,7 +168,14 @@ mod tests {
             text: text.to_owned(),
         };
         Bundle {
-            source: Source::File { name: "policy.toml".to_owned(), text: "version = 1\n".to_owned() },
+            sources: vec![
+                Source::File { name: "policy.toml".to_owned(), text: "version = 1\n".to_owned() },
+                Source::Unusable {
+                    name: "policy.d/10-x.toml".to_owned(),
+                    reason: "others may write it".to_owned(),
+                },
+                Source::Preset("observe".to_owned()),
+            ],
             allow: vec![list("qemu-ga.conf", 3, "a,b")],
             block: vec![list("--block-rpcs", 0, "c"), list("--block-rpcs", 0, "")],
         }

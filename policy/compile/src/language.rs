@@ -2,20 +2,24 @@
 //!
 //! ```toml
 //! version = 1
-//! include = "observe"       # optional: a preset, asked after the own rules
+//! include = "observe"       # optional: presets, asked after everybody's own rules
 //! [[rule]]
-//! outcome = "allow"         # or "deny"
+//! outcome = "allow"         # "deny", or "redact"
 //! commands = ["guest-exec"] # by name; or
 //! groups = ["file.read"]    # by right; either is enough, neither means every command
-//! channels = ["a"]          # only on these
-//! dialects = ["qga"]        # only in these
+//! paths = ["/var/log/**"]   # a condition on the arguments; docs/policy.md has them all
 //! ```
 //!
-//! What is not understood is an error, never ignored: a rule that says less than its author meant would be worse than none.
+//! What is not understood is an error, never ignored: a rule that says less than its author meant would be worse than none. So is a
+//! rule that can never match.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use authorize::{Origin, Outcome, Rule};
+use authorize::{
+    Argument, BadPattern, Conditions, Kind, Member, Network, Origin, Outcome, Pattern, PowerMode, Program,
+    Redaction, Rule, RunAs, Terms,
+};
 use proto::{CommandId, Dialect, Group};
 use serde::Deserialize;
 use toml::Spanned;
@@ -26,32 +30,118 @@ use crate::{Complaint, closest, layer, presets};
 /// The one version of the language.
 const VERSION: i64 = 1;
 
+/// fopen(3)'s modes without `b`.
+const MODES: [(&str, ()); 6] = [("r", ()), ("r+", ()), ("w", ()), ("w+", ()), ("a", ()), ("a+", ())];
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
     version: Option<Spanned<i64>>,
-    include: Option<Spanned<String>>,
+    include: Option<Spanned<Include>>,
     #[serde(default)]
     rule: Vec<Spanned<Written>>,
 }
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "`include` is the name of a preset, or a list of such names")]
+enum Include {
+    One(String),
+    Several(Vec<String>),
+}
+
+type Texts = Option<Spanned<Vec<Spanned<String>>>>;
 
 /// A rule as it was written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     outcome: Spanned<String>,
-    commands: Option<Spanned<Vec<Spanned<String>>>>,
-    groups: Option<Spanned<Vec<Spanned<String>>>>,
-    channels: Option<Spanned<Vec<Spanned<String>>>>,
-    dialects: Option<Spanned<Vec<Spanned<String>>>>,
+    commands: Texts,
+    groups: Texts,
+    channels: Texts,
+    dialects: Texts,
+    paths: Texts,
+    modes: Texts,
+    users: Texts,
+    uids: Texts,
+    interfaces: Texts,
+    networks: Texts,
+    mountpoints: Texts,
+    units: Texts,
+    power: Texts,
+    #[serde(default)]
+    program: Vec<Spanned<WrittenProgram>>,
+    text: Option<Spanned<String>>,
+    limits: Option<Spanned<WrittenLimits>>,
+    redact: Option<Spanned<WrittenRedaction>>,
 }
 
-/// The rules of `text`, in the order in which they are asked.
-pub(crate) fn rules(file: &str, text: &str) -> Result<Vec<Rule>, Complaint> {
-    rules_within(file, text, true)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenProgram {
+    path: Spanned<String>,
+    arguments: Option<Spanned<Vec<Spanned<WrittenArgument>>>>,
+    environment: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(default)]
+    input: bool,
 }
 
-fn rules_within(file: &str, text: &str, may_include: bool) -> Result<Vec<Rule>, Complaint> {
+/// One argument: a word, or a table with one of the keys.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "an argument is a word, { one-of = [\"a\", \"b\"] }, { like = \"a*\" }, { any = true } or { rest = true }"
+)]
+enum WrittenArgument {
+    Word(String),
+    Table(ArgumentTable),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ArgumentTable {
+    one_of: Option<Vec<String>>,
+    like: Option<String>,
+    #[serde(default)]
+    any: bool,
+    #[serde(default)]
+    rest: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct WrittenLimits {
+    request_bytes: Option<u64>,
+    handle_bytes: Option<u64>,
+    open_files: Option<u32>,
+    requests_per_second: Option<Spanned<u32>>,
+    run_seconds: Option<u32>,
+    output_bytes: Option<u64>,
+    run_as: Option<Spanned<String>>,
+    freeze_seconds: Option<u32>,
+    clock_step_seconds: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRedaction {
+    interfaces: Texts,
+    mountpoints: Texts,
+    users: Texts,
+    disks: Texts,
+    members: Texts,
+}
+
+/// The rules of one text, and those of the presets that it includes.
+pub(crate) struct Read {
+    /// In the order in which they are asked.
+    pub(crate) rules: Vec<Rule>,
+    /// To be asked after the rules of all texts.
+    pub(crate) included: Vec<Rule>,
+}
+
+/// Reads a text.
+pub(crate) fn read(file: &str, text: &str) -> Result<Read, Complaint> {
     let reader = Reader { file, text };
     let document: Document = toml::from_str(text).map_err(|error| Complaint::of_toml(file, text, &error))?;
     match document.version {
@@ -67,16 +157,22 @@ fn rules_within(file: &str, text: &str, may_include: bool) -> Result<Vec<Rule>, 
     for written in document.rule {
         rules.push(reader.rule(written)?);
     }
+    let mut included = Vec::new();
     if let Some(include) = document.include {
-        let name = include.get_ref();
-        if !may_include {
-            return Err(reader.complaint(include.span(), "a preset includes no other"));
+        let span = include.span();
+        let names = match include.into_inner() {
+            Include::One(name) => vec![name],
+            Include::Several(names) => names,
+        };
+        for name in names {
+            let preset = presets::preset(&name)
+                .ok_or_else(|| reader.complaint(span.clone(), &presets::unknown_preset(&name)))?;
+            let of_preset = read(&format!("preset {name}"), preset)?;
+            included.extend(of_preset.rules);
+            included.extend(of_preset.included);
         }
-        let preset = presets::preset(name)
-            .ok_or_else(|| reader.complaint(include.span(), &presets::unknown_preset(name)))?;
-        rules.extend(rules_within(&format!("preset {name}"), preset, false)?);
     }
-    Ok(rules)
+    Ok(Read { rules, included })
 }
 
 struct Reader<'a> {
@@ -86,46 +182,217 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn rule(&self, written: Spanned<Written>) -> Result<Rule, Complaint> {
-        let origin = Origin { place: self.file.to_owned(), line: line_of(self.text, written.span().start) };
+        let span = written.span();
+        let origin = Origin { place: self.file.to_owned(), line: line_of(self.text, span.start) };
         let written = written.into_inner();
-        let outcome = match written.outcome.get_ref().as_str() {
-            "allow" => Outcome::Allow,
-            "deny" => Outcome::Deny,
-            other => {
-                let reason = format!("unknown outcome \"{other}\"; it is \"allow\" or \"deny\"");
-                return Err(self.complaint(written.outcome.span(), &reason));
-            }
-        };
+        let outcome = self.outcome(&written.outcome)?;
+        let mut rule = Rule::new(outcome, origin);
         let commands: Vec<Vec<CommandId>> = self.each(written.commands, "command", |name| {
             let ids = layer::ids(name);
             if ids.is_empty() {
-                Err(closest(name, proto::commands().flat_map(|command| command.names.iter().copied())))
+                Err(unknown(
+                    "command",
+                    name,
+                    closest(name, proto::commands().flat_map(|command| command.names.iter().copied())),
+                ))
             } else {
                 Ok(ids)
             }
         })?;
-        let groups = self.each(written.groups, "group", |name| {
-            let found = Group::ALL.iter().copied().find(|group| group.name() == name);
-            found.ok_or_else(|| closest(name, Group::ALL.iter().map(|group| group.name())))
+        rule.commands = commands.into_iter().flatten().collect();
+        let groups: Vec<(&str, Group)> = Group::ALL.iter().map(|group| (group.name(), *group)).collect();
+        rule.groups = self.each(written.groups, "group", |name| one_of("group", name, &groups))?;
+        let dialects = [Dialect::Qga, Dialect::Phoenix].map(|dialect| (dialect.name(), dialect));
+        rule.dialects = self.each(written.dialects, "dialect", |name| one_of("dialect", name, &dialects))?;
+        rule.channels = self.each(written.channels, "channel", |name| {
+            if name.is_empty() { Err("a channel has a name".to_owned()) } else { Ok(name.to_owned()) }
         })?;
-        let dialects = self.each(written.dialects, "dialect", |name| {
-            const ALL: [Dialect; 2] = [Dialect::Qga, Dialect::Phoenix];
-            let found = ALL.into_iter().find(|dialect| dialect.name() == name);
-            found.ok_or_else(|| closest(name, ALL.map(Dialect::name)))
-        })?;
-        let channels = self.each(written.channels, "channel", |name| {
-            if name.is_empty() { Err(None) } else { Ok(name.to_owned()) }
-        })?;
-        let commands = commands.into_iter().flatten().collect();
-        Ok(Rule { commands, groups, channels, dialects, ..Rule::new(outcome, origin) })
+        rule.when = Conditions {
+            paths: self.each(written.paths, "path", path)?,
+            modes: self
+                .each(written.modes, "mode", |mode| one_of("mode", mode, &MODES).map(|()| mode.to_owned()))?,
+            users: self.each(written.users, "user", name)?,
+            uids: self.each(written.uids, "uid", range)?,
+            interfaces: self.each(written.interfaces, "interface", name)?,
+            networks: self.each(written.networks, "network", network)?,
+            mountpoints: self.each(written.mountpoints, "mountpoint", path)?,
+            units: self.each(written.units, "unit", range)?,
+            power: self.each(written.power, "power", |mode| one_of("power mode", mode, &PowerMode::ALL))?,
+            programs: written
+                .program
+                .into_iter()
+                .map(|program| self.program(program.into_inner()))
+                .collect::<Result<_, _>>()?,
+        };
+        self.can_match(&rule, &span)?;
+        let redact_span = written.redact.as_ref().map(Spanned::span);
+        let redaction = written.redact.map(|redact| self.redaction(redact.into_inner())).transpose()?;
+        match (outcome, redact_span) {
+            (Outcome::Redact, None) => {
+                return Err(self.complaint(
+                    written.outcome.span(),
+                    "\"redact\" needs to know what is left out: add `[rule.redact]`",
+                ));
+            }
+            (Outcome::Allow | Outcome::Deny, Some(span)) => {
+                return Err(
+                    self.complaint(span, "only a rule whose outcome is \"redact\" leaves something out")
+                );
+            }
+            _ => {}
+        }
+        if let (Outcome::Deny, Some(limits)) = (outcome, &written.limits) {
+            return Err(self.complaint(limits.span(), "a rule that refuses has no limits"));
+        }
+        let mut terms = match written.limits {
+            Some(limits) => self.limits(limits.into_inner())?,
+            None => Terms::default(),
+        };
+        terms.redaction = redaction.unwrap_or_default();
+        rule.terms = (terms != Terms::default()).then(|| Arc::new(terms));
+        rule.text = written.text.map(|text| self.text(text, outcome)).transpose()?;
+        Ok(rule)
     }
 
-    /// Reads a list of names. An empty one is an error: it would be no condition, which nobody means who writes it.
+    fn outcome(&self, written: &Spanned<String>) -> Result<Outcome, Complaint> {
+        const ALL: [Outcome; 3] = [Outcome::Allow, Outcome::Deny, Outcome::Redact];
+        ALL.into_iter().find(|outcome| outcome.name() == written.get_ref()).ok_or_else(|| {
+            let reason =
+                format!("unknown outcome \"{}\"; it is \"allow\", \"deny\" or \"redact\"", written.get_ref());
+            self.complaint(written.span(), &reason)
+        })
+    }
+
+    /// A rule with conditions must be about a command that has such arguments, all of them.
+    fn can_match(&self, rule: &Rule, span: &Range<usize>) -> Result<(), Complaint> {
+        let kinds: Vec<Kind> = rule.when.kinds().collect();
+        let fits = |command: &'static proto::Command| {
+            command.groups().any(|group| rule.is_about(command, group))
+                && kinds.iter().all(|kind| kind.commands().contains(&command.name()))
+        };
+        if proto::commands().any(fits) {
+            return Ok(());
+        }
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        let reason = match names.as_slice() {
+            [] => "this rule can never match: none of its commands is in its dialect".to_owned(),
+            names => format!("this rule can never match: none of its commands has {}", names.join(" and ")),
+        };
+        Err(self.complaint(span.clone(), &reason))
+    }
+
+    fn program(&self, written: WrittenProgram) -> Result<Program, Complaint> {
+        let executable = |text: &str| {
+            // Without a slash it is looked up in PATH, which the rule then trusts.
+            if text.contains('/') { path(text) } else { name(text) }
+        };
+        let path =
+            executable(written.path.get_ref()).map_err(|why| self.complaint(written.path.span(), &why))?;
+        let arguments = match written.arguments {
+            None => None,
+            Some(list) => {
+                let list = list.into_inner();
+                let last = list.len().saturating_sub(1);
+                let arguments = list.into_iter().enumerate().map(|(position, argument)| {
+                    let span = argument.span();
+                    let read = self.argument(argument)?;
+                    if read == Argument::Rest && position != last {
+                        return Err(self.complaint(span, "`rest` is for the last argument"));
+                    }
+                    Ok(read)
+                });
+                Some(arguments.collect::<Result<_, _>>()?)
+            }
+        };
+        let environment = match written.environment {
+            None => None,
+            // An empty list means something here: nothing may be set.
+            Some(list) => Some(
+                list.into_inner()
+                    .into_iter()
+                    .map(|entry| name(entry.get_ref()).map_err(|why| self.complaint(entry.span(), &why)))
+                    .collect::<Result<_, _>>()?,
+            ),
+        };
+        Ok(Program { path, arguments, environment, input: written.input })
+    }
+
+    fn argument(&self, written: Spanned<WrittenArgument>) -> Result<Argument, Complaint> {
+        let span = written.span();
+        let table = match written.into_inner() {
+            WrittenArgument::Word(word) => return Ok(Argument::OneOf(vec![word.into_bytes()])),
+            WrittenArgument::Table(table) => table,
+        };
+        match table {
+            ArgumentTable { one_of: Some(words), like: None, any: false, rest: false } if !words.is_empty() => {
+                Ok(Argument::OneOf(words.into_iter().map(String::into_bytes).collect()))
+            }
+            ArgumentTable { one_of: None, like: Some(pattern), any: false, rest: false } => {
+                name(&pattern).map(Argument::Like).map_err(|why| self.complaint(span, &why))
+            }
+            ArgumentTable { one_of: None, like: None, any: true, rest: false } => Ok(Argument::Any),
+            ArgumentTable { one_of: None, like: None, any: false, rest: true } => Ok(Argument::Rest),
+            _ => Err(self.complaint(
+                span,
+                "an argument is a word, { one-of = [\"a\", \"b\"] }, { like = \"a*\" }, { any = true } or { rest = true }",
+            )),
+        }
+    }
+
+    fn limits(&self, written: WrittenLimits) -> Result<Terms, Complaint> {
+        let run_as = written.run_as.map(|run_as| {
+            let ids = run_as.get_ref().split_once(':').and_then(|(uid, gid)| Some((id(uid)?, id(gid)?)));
+            ids.map(|(uid, gid)| RunAs { uid, gid }).ok_or_else(|| {
+                self.complaint(run_as.span(), "`run-as` is two numbers, user and group, as in \"1000:1000\"")
+            })
+        });
+        if let Some(rate) = written.requests_per_second.as_ref().filter(|rate| *rate.get_ref() == 0) {
+            return Err(self.complaint(rate.span(), "no request at all is a rule that refuses"));
+        }
+        Ok(Terms {
+            request_bytes: written.request_bytes,
+            handle_bytes: written.handle_bytes,
+            open_files: written.open_files,
+            requests_per_second: written.requests_per_second.map(Spanned::into_inner),
+            run_seconds: written.run_seconds,
+            output_bytes: written.output_bytes,
+            run_as: run_as.transpose()?,
+            freeze_seconds: written.freeze_seconds,
+            clock_step_seconds: written.clock_step_seconds,
+            redaction: Redaction::default(),
+        })
+    }
+
+    fn redaction(&self, written: WrittenRedaction) -> Result<Redaction, Complaint> {
+        Ok(Redaction {
+            interfaces: self.each(written.interfaces, "interface", name)?,
+            mountpoints: self.each(written.mountpoints, "mountpoint", path)?,
+            users: self.each(written.users, "user", name)?,
+            disks: self.each(written.disks, "disk", path)?,
+            members: self.each(written.members, "member", |name| one_of("member", name, &Member::ALL))?,
+        })
+    }
+
+    fn text(&self, written: Spanned<String>, outcome: Outcome) -> Result<String, Complaint> {
+        const LONGEST: usize = 512;
+        let text = written.get_ref();
+        if outcome != Outcome::Deny {
+            return Err(self.complaint(written.span(), "only a rule that refuses has a text"));
+        }
+        if text.is_empty() || text.len() > LONGEST || text.chars().any(char::is_control) {
+            let reason =
+                "a text has 1 to 512 bytes and no control characters: it goes to the host in one line";
+            return Err(self.complaint(written.span(), reason));
+        }
+        Ok(written.into_inner())
+    }
+
+    /// Reads a list. An empty one is an error: it would be no condition, which nobody means who writes it.
     fn each<T>(
         &self,
-        list: Option<Spanned<Vec<Spanned<String>>>>,
+        list: Texts,
         what: &str,
-        read: impl Fn(&str) -> Result<T, Option<&'static str>>,
+        read: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, Complaint> {
         let Some(list) = list else { return Ok(Vec::new()) };
         if list.get_ref().is_empty() {
@@ -134,13 +401,7 @@ impl Reader<'_> {
         }
         list.into_inner()
             .into_iter()
-            .map(|name| {
-                read(name.get_ref()).map_err(|meant| {
-                    let hint = meant.map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default();
-                    let reason = format!("unknown {what} \"{}\"{hint}", name.get_ref());
-                    self.complaint(name.span(), &reason)
-                })
-            })
+            .map(|text| read(text.get_ref()).map_err(|reason| self.complaint(text.span(), &reason)))
             .collect()
     }
 
@@ -149,11 +410,65 @@ impl Reader<'_> {
     }
 }
 
+fn unknown(what: &str, name: &str, meant: Option<&str>) -> String {
+    let hint = meant.map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default();
+    format!("unknown {what} \"{name}\"{hint}")
+}
+
+fn one_of<T: Copy>(what: &str, name: &str, known: &[(&'static str, T)]) -> Result<T, String> {
+    let found = known.iter().find(|(known, _)| *known == name);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names = || known.iter().map(|(name, _)| *name);
+        match closest(name, names()) {
+            None if known.len() <= 6 => {
+                format!("unknown {what} \"{name}\"; it is one of {}", names().collect::<Vec<_>>().join(", "))
+            }
+            meant => unknown(what, name, meant),
+        }
+    })
+}
+
+fn name(text: &str) -> Result<Pattern, String> {
+    Pattern::name(text).map_err(|why: BadPattern| why.to_string())
+}
+
+fn path(text: &str) -> Result<Pattern, String> {
+    Pattern::path(text).map_err(|why| why.to_string())
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match Network::parse(text) {
+        Some(network) if network.has_host_bits() => {
+            Err(format!("bits behind the prefix are set in \"{text}\": is it an address, or a network?"))
+        }
+        Some(network) => Ok(network),
+        None => Err(format!("\"{text}\" is no network such as 10.0.0.0/8 or fd00::/8")),
+    }
+}
+
+/// `N` or `N-M`.
+fn range<N: std::str::FromStr + PartialOrd + Copy>(text: &str) -> Result<(N, N), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse::<N>(), last.parse::<N>()) {
+        (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
+        _ => Err(format!("\"{text}\" is no number and no range such as \"1-3\"")),
+    }
+}
+
+/// A user's or group's number; 4294967295 means "leave it" to the kernel.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use authorize::{Asker, Policy, authorize};
     use proto::{NoArguments, Request, exec, file, net, query};
+
+    fn rules(file: &str, text: &str) -> Result<Vec<Rule>, Complaint> {
+        read(file, text).map(|read| read.rules.into_iter().chain(read.included).collect())
+    }
 
     fn wrong(text: &str) -> String {
         rules("p.toml", text).unwrap_err().to_string()
@@ -213,7 +528,7 @@ mod tests {
     fn an_unknown_key_is_shown() {
         assert_eq!(
             wrong("version = 1\n[[rule]]\noutcome = \"allow\"\ncommand = [\"guest-exec\"]\n"),
-            "p.toml:4: unknown field `command`, expected one of `outcome`, `commands`, `groups`, `channels`, `dialects`\n\
+            "p.toml:4: unknown field `command`, expected one of `outcome`, `commands`, `groups`, `channels`, `dialects`, `paths`, `modes`, `users`, `uids`, `interfaces`, `networks`, `mountpoints`, `units`, `power`, `program`, `text`, `limits`, `redact`\n\
              \x20 command = [\"guest-exec\"]\n\
              \x20 ^^^^^^^"
         );
@@ -244,7 +559,7 @@ mod tests {
         );
         assert_eq!(
             wrong("version = 1\n[[rule]]\noutcome = \"permit\"\n"),
-            "p.toml:3: unknown outcome \"permit\"; it is \"allow\" or \"deny\"\n  outcome = \"permit\"\n            ^^^^^^^^"
+            "p.toml:3: unknown outcome \"permit\"; it is \"allow\", \"deny\" or \"redact\"\n  outcome = \"permit\"\n            ^^^^^^^^"
         );
     }
 
@@ -268,7 +583,7 @@ mod tests {
     fn an_unknown_preset_is_named_with_those_there_are() {
         assert_eq!(
             wrong("version = 1\ninclude = \"rhel9\"\n"),
-            "p.toml:2: there is no preset \"rhel9\"; there are qemu-ga, observe\n  include = \"rhel9\"\n            ^^^^^^^"
+            "p.toml:2: there is no preset \"rhel9\"; there are qemu-ga, observe, freeze\n  include = \"rhel9\"\n            ^^^^^^^"
         );
     }
 
@@ -289,5 +604,162 @@ mod tests {
         let everything = policy("qemu-ga");
         assert!(allowed(&everything, status()) && allowed(&everything, flush()));
         assert!(allowed(&everything, load()) && allowed(&everything, routes()));
+    }
+
+    fn rule(text: &str) -> Rule {
+        rules("p.toml", &format!("version = 1\n[[rule]]\n{text}")).unwrap().remove(0)
+    }
+
+    #[test]
+    fn every_condition_is_read() {
+        let when = rule(
+            "outcome = \"allow\"\ngroups = [\"file.read\"]\npaths = [\"/var/log/**\"]\nmodes = [\"r\"]\n",
+        )
+        .when;
+        assert_eq!(when.paths, [Pattern::path("/var/log/**").unwrap()]);
+        assert_eq!(when.modes, ["r"]);
+        let when = rule("outcome = \"allow\"\ngroups = [\"account\"]\nusers = [\"deploy-*\"]\nuids = [\"1000-1999\", \"7\"]\n").when;
+        assert_eq!(
+            (when.users, when.uids),
+            (vec![Pattern::name("deploy-*").unwrap()], vec![(1000, 1999), (7, 7)])
+        );
+        let when = rule("outcome = \"deny\"\ngroups = [\"net.change\"]\ninterfaces = [\"eth*\"]\nnetworks = [\"10.0.0.0/8\"]\n").when;
+        assert_eq!((when.interfaces.len(), when.networks), (1, vec![Network::parse("10.0.0.0/8").unwrap()]));
+        let when = rule("outcome = \"allow\"\ngroups = [\"fsfreeze\"]\nmountpoints = [\"/srv/**\"]\n").when;
+        assert_eq!(when.mountpoints.len(), 1);
+        let when = rule("outcome = \"allow\"\ngroups = [\"hotplug\"]\nunits = [\"1-3\"]\n").when;
+        assert_eq!(when.units, [(1, 3)]);
+        let when =
+            rule("outcome = \"allow\"\ngroups = [\"power\"]\npower = [\"reboot\", \"suspend-ram\"]\n").when;
+        assert_eq!(when.power, [PowerMode::Reboot, PowerMode::SuspendRam]);
+    }
+
+    #[test]
+    fn a_program_is_read_with_its_arguments() {
+        let text = "outcome = \"allow\"\ngroups = [\"exec\"]\n[[rule.program]]\npath = \"/usr/bin/systemctl\"\n\
+                    arguments = [\"restart\", { one-of = [\"nginx\", \"php\"] }, { like = \"*.service\" }, { any = true }, { rest = true }]\n\
+                    environment = []\n[[rule.program]]\npath = \"id\"\ninput = true\n";
+        let programs = rule(text).when.programs;
+        let words =
+            |words: &[&str]| Argument::OneOf(words.iter().map(|word| word.as_bytes().to_vec()).collect());
+        let like = Argument::Like(Pattern::name("*.service").unwrap());
+        assert_eq!(
+            programs,
+            [
+                Program {
+                    path: Pattern::path("/usr/bin/systemctl").unwrap(),
+                    arguments: Some(vec![
+                        words(&["restart"]),
+                        words(&["nginx", "php"]),
+                        like,
+                        Argument::Any,
+                        Argument::Rest
+                    ]),
+                    environment: Some(vec![]),
+                    input: false,
+                },
+                Program {
+                    path: Pattern::name("id").unwrap(),
+                    arguments: None,
+                    environment: None,
+                    input: true
+                },
+            ]
+        );
+    }
+
+    #[test]
+    fn limits_and_what_is_left_out_are_read() {
+        let text = "outcome = \"redact\"\n[rule.limits]\nrequest-bytes = 1\nhandle-bytes = 2\nopen-files = 3\n\
+                    requests-per-second = 4\nrun-seconds = 5\noutput-bytes = 6\nrun-as = \"7:8\"\nfreeze-seconds = 9\n\
+                    clock-step-seconds = 10\n[rule.redact]\ninterfaces = [\"veth*\"]\nmountpoints = [\"/var/lib/**\"]\n\
+                    users = [\"root\"]\ndisks = [\"/dev/vdb\"]\nmembers = [\"serials\", \"kernel\"]\n";
+        let terms = rule(text).terms.unwrap();
+        let redaction = Redaction {
+            interfaces: vec![Pattern::name("veth*").unwrap()],
+            mountpoints: vec![Pattern::path("/var/lib/**").unwrap()],
+            users: vec![Pattern::name("root").unwrap()],
+            disks: vec![Pattern::path("/dev/vdb").unwrap()],
+            members: vec![Member::Serials, Member::Kernel],
+        };
+        let wanted = Terms {
+            request_bytes: Some(1),
+            handle_bytes: Some(2),
+            open_files: Some(3),
+            requests_per_second: Some(4),
+            run_seconds: Some(5),
+            output_bytes: Some(6),
+            run_as: Some(RunAs { uid: 7, gid: 8 }),
+            freeze_seconds: Some(9),
+            clock_step_seconds: Some(10),
+            redaction,
+        };
+        assert_eq!(*terms, wanted);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_where_it_stands() {
+        for (text, reason) in [
+            (
+                "outcome = \"allow\"\npaths = [\"var/log\"]",
+                "a path pattern begins with `/` and has no empty part, `.` or `..`: it is held against the path of what was really opened",
+            ),
+            ("outcome = \"allow\"\nmodes = [\"rb\"]", "unknown mode \"rb\"; did you mean \"r\"?"),
+            ("outcome = \"allow\"\nusers = [\"\"]", "an empty pattern matches nothing"),
+            ("outcome = \"allow\"\nuids = [\"9-1\"]", "\"9-1\" is no number and no range such as \"1-3\""),
+            (
+                "outcome = \"allow\"\nnetworks = [\"10.0.0.1/8\"]",
+                "bits behind the prefix are set in \"10.0.0.1/8\": is it an address, or a network?",
+            ),
+            (
+                "outcome = \"allow\"\ngroups = [\"query\"]\npaths = [\"/etc/**\"]",
+                "this rule can never match: none of its commands has a path",
+            ),
+            (
+                "outcome = \"allow\"\nusers = [\"a\"]\ninterfaces = [\"b\"]",
+                "this rule can never match: none of its commands has a user and an interface",
+            ),
+            (
+                "outcome = \"allow\"\ncommands = [\"guest-ping\"]\ndialects = [\"phoenix\"]",
+                "this rule can never match: none of its commands is in its dialect",
+            ),
+            ("outcome = \"allow\"\ntext = \"no\"", "only a rule that refuses has a text"),
+            (
+                "outcome = \"deny\"\ntext = \"a\\nb\"",
+                "a text has 1 to 512 bytes and no control characters: it goes to the host in one line",
+            ),
+            ("outcome = \"redact\"", "\"redact\" needs to know what is left out: add `[rule.redact]`"),
+            (
+                "outcome = \"allow\"\n[rule.redact]\nusers = [\"a\"]",
+                "only a rule whose outcome is \"redact\" leaves something out",
+            ),
+            ("outcome = \"deny\"\n[rule.limits]\nopen-files = 1", "a rule that refuses has no limits"),
+            (
+                "outcome = \"allow\"\n[rule.limits]\nrun-as = \"root\"",
+                "`run-as` is two numbers, user and group, as in \"1000:1000\"",
+            ),
+            (
+                "outcome = \"allow\"\n[rule.limits]\nrequests-per-second = 0",
+                "no request at all is a rule that refuses",
+            ),
+            (
+                "outcome = \"allow\"\n[[rule.program]]\npath = \"/bin/x\"\narguments = [{ rest = true }, \"a\"]",
+                "`rest` is for the last argument",
+            ),
+            (
+                "outcome = \"allow\"\n[[rule.program]]\npath = \"/bin/x\"\narguments = [{ any = true, like = \"a\" }]",
+                "an argument is a word, { one-of = [\"a\", \"b\"] }, { like = \"a*\" }, { any = true } or { rest = true }",
+            ),
+        ] {
+            let complaint = rules("p.toml", &format!("version = 1\n[[rule]]\n{text}\n")).unwrap_err();
+            let summary = complaint.summary();
+            assert_eq!(summary.split_once(": ").unwrap().1, reason, "{text}");
+            assert!(complaint.to_string().contains('^'), "{complaint}");
+        }
+    }
+
+    #[test]
+    fn a_rule_about_a_path_can_be_about_reading_what_was_opened() {
+        rule("outcome = \"allow\"\ncommands = [\"guest-file-read\"]\npaths = [\"/etc/**\"]\n");
     }
 }

@@ -68,7 +68,8 @@ mod tests {
     fn left(allow: &str, block: &str) -> (Vec<&'static str>, Vec<String>) {
         let mut warnings = Vec::new();
         let layer = rules(&[list("--allow-rpcs", allow)], &[list("--block-rpcs", block)], &mut warnings);
-        let everything = crate::language::rules("preset qemu-ga", crate::preset("qemu-ga").unwrap()).unwrap();
+        let everything =
+            crate::language::read("preset qemu-ga", crate::preset("qemu-ga").unwrap()).unwrap().rules;
         let policy = Policy::new("qemu-ga", layer, everything);
         let requests: [Request; 3] = [
             query::Request::Load(NoArguments {}).into(),

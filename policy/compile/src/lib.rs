@@ -32,14 +32,29 @@ pub struct Compiled {
 /// # Errors
 /// [`Complaint`] about the first thing that is wrong: a policy that is half understood is none.
 pub fn compile(bundle: &Bundle) -> Result<Compiled, Complaint> {
-    let (name, rules) = match &bundle.source {
-        Source::Preset(name) => {
-            let text = preset(name).ok_or_else(|| {
-                Complaint::without_text(&format!("preset {name}"), &presets::unknown_preset(name))
-            })?;
-            (name.clone(), language::rules(&format!("preset {name}"), text)?)
-        }
-        Source::File { name, text } => (name.clone(), language::rules(name, text)?),
+    let mut rules = Vec::new();
+    let mut included = Vec::new();
+    let mut names = Vec::new();
+    for source in &bundle.sources {
+        let (name, read) = match source {
+            Source::Preset(name) => {
+                let place = format!("preset {name}");
+                let text = preset(name)
+                    .ok_or_else(|| Complaint::without_text(&place, &presets::unknown_preset(name)))?;
+                (name, language::read(&place, text)?)
+            }
+            Source::File { name, text } => (name, language::read(name, text)?),
+            Source::Unusable { name, reason } => return Err(Complaint::without_text(name, reason)),
+        };
+        names.push(name.as_str());
+        rules.extend(read.rules);
+        included.extend(read.included);
+    }
+    rules.extend(included);
+    // What the policy is called is its first text, and how many more there are.
+    let name = match names.as_slice() {
+        [] | [_] => names.concat(),
+        [first, rest @ ..] => format!("{first} and {} more", rest.len()),
     };
     let mut warnings = Vec::new();
     let layer = layer::rules(&bundle.allow, &bundle.block, &mut warnings);

@@ -4,6 +4,7 @@
 pub const PRESETS: &[(&str, &str)] = &[
     ("qemu-ga", include_str!("../../presets/qemu-ga.toml")),
     ("observe", include_str!("../../presets/observe.toml")),
+    ("freeze", include_str!("../../presets/freeze.toml")),
 ];
 
 /// The text of the preset called `name`.

@@ -96,7 +96,7 @@ pub(crate) fn policy_text(data: &[u8]) {
     };
     let text = list().pop().map(|list| list.text).unwrap_or_default();
     let bundle = Bundle {
-        source: Source::File { name: "policy.toml".to_owned(), text },
+        sources: vec![Source::File { name: "policy.toml".to_owned(), text }],
         allow: list(),
         block: list(),
     };

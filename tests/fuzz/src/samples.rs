@@ -265,10 +265,10 @@ fn bundle() -> Bundle {
         text: text.to_owned(),
     };
     Bundle {
-        source: Source::File {
+        sources: vec![Source::File {
             name: "policy.toml".to_owned(),
             text: "version = 1\n[[rule]]\noutcome = \"allow\"\n".to_owned(),
-        },
+        }],
         allow: vec![list("guest-ping;guest-info")],
         block: vec![list("guest-exec,guest-nonsense")],
     }
