@@ -81,7 +81,7 @@ impl Worker {
         while self.wait(connection, signals) {
             match connection.receive(&mut buffer) {
                 Some(Event::Job(request, call)) => {
-                    let result = self.work(&request);
+                    let result = self.work(&request).map(|reply| call.redacted(reply.into()));
                     if !connection.answer_unless_gone(call.id, result) {
                         return 0;
                     }

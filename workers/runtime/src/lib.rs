@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use authorize::{Asker, Sealed, authorize};
+use authorize::{Asker, Sealed, Terms, authorize};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
 use proto::fsfreeze::Request as Thaw;
@@ -187,11 +187,9 @@ impl Connection {
         let (id, deadline_ms, payload) = (received.id, received.deadline_ms, received.payload);
         Some(match received.message {
             ToWorker::Job(Job { channel, request, detail }) => {
-                let request = self.permitted(id, &channel, request);
-                Event::Job(
-                    request,
-                    Call { id, channel, detail, deadline_ms, payload, output: RefCell::default() },
-                )
+                let (request, terms) = self.permitted(id, &channel, request);
+                let output = RefCell::default();
+                Event::Job(request, Call { id, channel, detail, terms, deadline_ms, payload, output })
             }
             ToWorker::Piece => Event::Piece(id, payload),
             ToWorker::More(count) => Event::More(id, count),
@@ -248,7 +246,7 @@ impl Connection {
             match event {
                 Event::Job(request, call) => {
                     call.output.replace(std::mem::take(&mut output));
-                    let result = work(request, &call).map(Into::into);
+                    let result = work(request, &call).map(|answer| call.redacted(answer.into()));
                     output = call.output.into_inner();
                     self.send(call.id, &FromWorker::Answer(result), &output);
                     output.clear();
@@ -264,14 +262,24 @@ impl Connection {
         }
     }
 
-    /// Decides the request again. What the policy refuses here was permitted by a broker that is not ours any more.
-    fn permitted<Q: TryFrom<Request>>(&self, id: u64, channel: &str, request: Request) -> Q {
+    /// Decides the request again, and finds out how it is to be done. What the policy refuses here was permitted by a broker that
+    /// is not ours any more.
+    fn permitted<Q: TryFrom<Request>>(
+        &self,
+        id: u64,
+        channel: &str,
+        request: Request,
+    ) -> (Q, Option<Arc<Terms>>) {
         let name = request.command().name();
         // Thawing is always permitted; whether something is frozen is not for this worker to know.
         let thaws = matches!(request, Request::Fsfreeze(Thaw::Thaw(_) | Thaw::PhoenixThaw(_)));
         match authorize(&self.sealed.policy, Asker { channel, frozen: thaws }, request) {
-            Ok(permitted) => Q::try_from(permitted.into_request())
-                .unwrap_or_else(|_| self.fault(&format!("{name}, which is not this worker's"))),
+            Ok(permitted) => {
+                let terms = permitted.terms().cloned();
+                let request = Q::try_from(permitted.into_request())
+                    .unwrap_or_else(|_| self.fault(&format!("{name}, which is not this worker's")));
+                (request, terms)
+            }
             Err(refusal) => {
                 self.send(id, &FromWorker::Refused(refusal.rule.to_string()), &[]);
                 self.fault(&format!("{name}, which the policy refuses ({})", refusal.rule))
@@ -318,6 +326,8 @@ pub struct Call<'a> {
     pub channel: String,
     /// What the broker added.
     pub detail: Detail,
+    /// How the rule that permits it wants it done; none if it does not say.
+    pub terms: Option<Arc<Terms>>,
     /// After so many milliseconds nobody waits any more.
     pub deadline_ms: u32,
     /// Bytes that came with it.
@@ -325,6 +335,16 @@ pub struct Call<'a> {
     /// Bytes of the reply's first stream, at most [`PIECE`](proto::limits::PIECE): they go out with the answer.
     /// Empty at first; its allocation is kept from job to job.
     pub output: RefCell<Vec<u8>>,
+}
+
+impl Call<'_> {
+    /// A reply without what the rule leaves out of it.
+    pub fn redacted(&self, reply: Reply) -> Reply {
+        match &self.terms {
+            Some(terms) => terms.redaction.of(reply),
+            None => reply,
+        }
+    }
 }
 
 /// Says why on the log and ends the process with status 1.
