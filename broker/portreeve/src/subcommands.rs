@@ -27,7 +27,7 @@ struct Portreeve {
 enum Subcommands {
     /// Run the agent in the foreground until SIGTERM.
     #[command(
-        after_help = "Without a configuration file: QEMU's dialect on org.qemu.guest_agent.0, policy \"observe\".\n\n\
+        after_help = "Without a configuration file: QEMU's dialect on org.qemu.guest_agent.0, /etc/portreeve/policy.toml or what only looks and freezes.\n\n\
                             Example: portreeve run --config /etc/portreeve/portreeve.toml"
     )]
     Run(Run),

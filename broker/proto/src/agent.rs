@@ -21,7 +21,7 @@ commands! {
     /// The names of all commands.
     Agent Phoenix "get-commands" => Commands(NoArguments) -> Vec<String>;
     /// Ends the agent (not the guest).
-    Agent Phoenix "agent-shutdown" => Shutdown(NoArguments) -> bool;
+    Power Phoenix "agent-shutdown" => Shutdown(NoArguments) -> bool;
 }
 
 /// `{}`: done, and nothing to say.

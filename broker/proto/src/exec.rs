@@ -61,8 +61,12 @@ pub enum Capture {
 impl<'de> Deserialize<'de> for Capture {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Alternate;
-        impl de::Visitor<'_> for Alternate {
+        impl<'de> de::Visitor<'de> for Alternate {
             type Value = Capture;
+            /// Other forms than the dialect's own: what the alternate holds.
+            fn visit_newtype_struct<D: de::Deserializer<'de>>(self, inner: D) -> Result<Capture, D::Error> {
+                inner.deserialize_any(self)
+            }
             fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 formatter.write_str("GuestExecCaptureOutput")
             }

@@ -126,13 +126,22 @@ pub struct Whence(pub i64);
 impl<'de> Deserialize<'de> for Whence {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Alternate;
-        impl de::Visitor<'_> for Alternate {
+        impl<'de> de::Visitor<'de> for Alternate {
             type Value = Whence;
+            /// Other forms than the dialect's own: what the alternate holds.
+            fn visit_newtype_struct<D: de::Deserializer<'de>>(self, inner: D) -> Result<Whence, D::Error> {
+                inner.deserialize_any(self)
+            }
             fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 formatter.write_str("GuestFileWhence")
             }
             fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whence, E> {
                 Ok(Whence(number))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Whence, E> {
+                i64::try_from(number)
+                    .map(Whence)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
             }
             fn visit_str<E: de::Error>(self, word: &str) -> Result<Whence, E> {
                 match word {

@@ -7,7 +7,7 @@
 //! is taken to match and one that refuses is not; the worker decides again with what it has really found.
 
 use bincode::{Decode, Encode};
-use proto::{Command, Request, Text, account, exec, file, fsfreeze, hotplug, netadmin, power};
+use proto::{Command, Group, Request, Text, account, exec, file, fsfreeze, hotplug, netadmin, power};
 
 use crate::{Network, Pattern};
 
@@ -386,6 +386,13 @@ impl Conditions {
             Side::Allows => self.kinds().all(|kind| kind.commands().contains(&command.name())),
             Side::Refuses => self.is_empty(),
         }
+    }
+
+    /// Whether a call of `command` that needs `group` could fit the modes: opening a file needs another right to write than to read
+    /// (see [`Command::groups`]).
+    pub(crate) fn could_need(&self, group: Group, command: &Command) -> bool {
+        let fits = |mode: &String| if mode == "r" { Group::FileRead } else { Group::FileWrite } == group;
+        self.modes.is_empty() || command.groups().count() < 2 || self.modes.iter().any(fits)
     }
 
     /// Whether they are about something that only the worker can find out, so that a rule that refuses waits for it.

@@ -181,8 +181,8 @@ impl Policy {
                 && rule.is_about(command, group)
                 && match subject {
                     Known::Request(subject) => rule.when.hold(subject, rule.outcome.side()),
-                    // The index has looked; the layer has no conditions.
-                    Known::Command => true,
+                    // For all else the index has looked; the layer has no conditions.
+                    Known::Command => rule.when.could_need(group, command),
                 }
         };
         if let Some(rule) = self.layer.iter().find(matches)
@@ -300,6 +300,20 @@ mod tests {
         );
         assert!(ask(&policy, open("r")).is_err());
         assert!(ask(&policy, query::Request::Load(NoArguments {}).into()).is_err());
+    }
+
+    #[test]
+    fn opening_by_a_mode_that_only_reads_grants_no_writing() {
+        let grants = |modes: &[&str]| {
+            let mut open = rule(Outcome::Allow, &[], &["guest-file-open"], 1);
+            open.when.modes = modes.iter().map(|mode| (*mode).to_owned()).collect();
+            let policy = Policy::new("p", Vec::new(), vec![open]);
+            (policy.grants(Group::FileRead), policy.grants(Group::FileWrite))
+        };
+        assert_eq!(grants(&["r"]), (true, false));
+        assert_eq!(grants(&["w", "a+"]), (false, true));
+        assert_eq!(grants(&["r", "r+"]), (true, true));
+        assert_eq!(grants(&[]), (true, true));
     }
 
     #[test]
