@@ -241,10 +241,12 @@ fn everything_from_elsewhere_comes_from_crates_io() {
 fn texts(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
+        // In a second work tree `.git` is a file that says where the first one is.
+        if ["target", ".git", "corpus", "artifacts"].iter().any(|skipped| name == *skipped) {
+            continue;
+        }
         if path.is_dir() {
-            if !["target", ".git", "corpus", "artifacts"].iter().any(|skipped| name == *skipped) {
-                texts(&path, found);
-            }
+            texts(&path, found);
         } else if let Ok(text) = std::fs::read_to_string(&path) {
             found.push((path, text));
         }
