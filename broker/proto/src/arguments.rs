@@ -25,6 +25,13 @@ pub struct Payload {
     pub text: Base64Text,
 }
 
+impl Payload {
+    /// Whether the member was not there: then no record shows one.
+    pub fn is_absent(&self) -> bool {
+        !self.present
+    }
+}
+
 impl Encode for Payload {
     fn encode<E: bincode::enc::Encoder>(&self, encoder: &mut E) -> Result<(), bincode::error::EncodeError> {
         self.present.encode(encoder)?;

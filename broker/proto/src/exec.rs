@@ -26,7 +26,7 @@ pub struct Exec {
     #[serde(serialize_with = "names_only")]
     pub env: Option<Vec<Text>>,
     /// What it reads from its standard input; `/dev/null` if absent.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Payload::is_absent")]
     pub input_data: Payload,
     /// What is kept of its output.
     #[serde(default)]

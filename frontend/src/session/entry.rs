@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use proto::{Answer, Command, Denied, Privilege, Reply, Request};
+use proto::{Answer, Command, Denied, Dialect, Privilege, Reply, Request};
 
 use super::line::Line;
 use crate::payload::Upload;
@@ -94,6 +94,17 @@ impl Sent {
     pub(super) fn is_answered(&self) -> bool {
         matches!(self.early.last(), Some(Early::Answer(..)))
     }
+}
+
+/// The line that a host reads when the policy refuses a request without `id`, or in Phoenix's dialect with an empty tag.
+pub fn refusal(dialect: Dialect, denied: &Denied) -> Vec<u8> {
+    let form = match dialect {
+        Dialect::Qga => Form::Qga(None),
+        Dialect::Phoenix => Form::Phoenix(Vec::new()),
+    };
+    let mut line = Vec::new();
+    form.denied(denied, &mut line);
+    line
 }
 
 impl Form {

@@ -17,6 +17,8 @@ mod entry;
 mod line;
 mod verdicts;
 
+pub use self::entry::refusal;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

@@ -400,6 +400,24 @@ impl Conditions {
         !self.paths.is_empty() || !self.uids.is_empty()
     }
 
+    /// Each of them alone, by its key in a policy.
+    pub fn apart(&self) -> Vec<(&'static str, Conditions)> {
+        let none = Conditions::default;
+        let all = [
+            ("paths", Conditions { paths: self.paths.clone(), ..none() }),
+            ("modes", Conditions { modes: self.modes.clone(), ..none() }),
+            ("users", Conditions { users: self.users.clone(), ..none() }),
+            ("uids", Conditions { uids: self.uids.clone(), ..none() }),
+            ("interfaces", Conditions { interfaces: self.interfaces.clone(), ..none() }),
+            ("networks", Conditions { networks: self.networks.clone(), ..none() }),
+            ("mountpoints", Conditions { mountpoints: self.mountpoints.clone(), ..none() }),
+            ("units", Conditions { units: self.units.clone(), ..none() }),
+            ("power", Conditions { power: self.power.clone(), ..none() }),
+            ("program", Conditions { programs: self.programs.clone(), ..none() }),
+        ];
+        all.into_iter().filter(|(_, one)| !one.is_empty()).collect()
+    }
+
     /// Which kinds of argument they are about.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         Kind::ALL.iter().copied().filter(|kind| match kind {

@@ -253,6 +253,11 @@ mod tests {
                 Err(_) => None,
             };
             prop_assert_eq!(found, wanted);
+            // What explains a decision comes to the same.
+            let asker = Asker { channel: "a", frozen: false };
+            let last = crate::consider(&policy, asker, &request, facts).last();
+            let explained = last.filter(crate::Considered::matches).map(|last| (last.rule.outcome, last.rule.origin.line));
+            prop_assert_eq!(explained, wanted);
         }
     }
 }

@@ -13,6 +13,7 @@ mod policy;
 mod redaction;
 mod sealed;
 mod terms;
+mod trace;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub use policy::{Origin, Outcome, Policy, Rule};
 pub use redaction::{Member, Redaction};
 pub use sealed::{Sealed, SealedError};
 pub use terms::{RunAs, Terms};
+pub use trace::{Considered, consider};
 
 use conditions::Subject;
 use policy::{Decided, Known};

@@ -92,6 +92,35 @@ impl Pattern {
         }
     }
 
+    /// Whether it certainly matches all that `other` matches. Not every pattern that does is recognised.
+    pub fn covers(&self, other: &Pattern) -> bool {
+        if self.text == other.text || (other.is_literal() && self.matches(&other.text)) {
+            return true;
+        }
+        let Some(beginning) = self.text.strip_suffix(b"*") else { return false };
+        let (beginning, across) = match beginning.strip_suffix(b"*") {
+            Some(beginning) => (beginning, true),
+            None => (beginning, false),
+        };
+        if beginning.iter().any(|byte| matches!(byte, b'*' | b'?')) {
+            return false;
+        }
+        // `BEGINNING**` matches all that begins so, `BEGINNING*` all of it without a further slash.
+        let Some(rest) = other.text.strip_prefix(beginning) else { return false };
+        across || !(rest.contains(&b'/') || rest.windows(2).any(|pair| pair == b"**"))
+    }
+
+    /// Whether there is a name that both match.
+    pub fn overlaps(&self, other: &Pattern) -> bool {
+        let forms = |pattern: &Pattern| -> Vec<Vec<Token>> {
+            // `/dir/**` matches `/dir`, too.
+            let itself = pattern.text.strip_suffix(b"/**").filter(|dir| !dir.is_empty());
+            [Some(pattern.text.as_slice()), itself].into_iter().flatten().map(tokens).collect()
+        };
+        let others = forms(other);
+        forms(self).iter().any(|own| others.iter().any(|other| meet(own, other)))
+    }
+
     /// Whether it matches the whole of `name`.
     pub fn matches(&self, name: &[u8]) -> bool {
         // The one exception: `/dir/**` matches `/dir`.
@@ -149,6 +178,88 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
             return false;
         }
     }
+}
+
+/// What a pattern is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Byte(u8),
+    /// `?`
+    One,
+    /// `*`
+    Many,
+    /// `**`
+    All,
+}
+
+fn tokens(mut text: &[u8]) -> Vec<Token> {
+    let mut tokens = Vec::with_capacity(text.len());
+    while let [first, rest @ ..] = text {
+        (tokens, text) = match (first, rest) {
+            (b'*', [b'*', rest @ ..]) => (push(tokens, Token::All), rest),
+            (b'*', rest) => (push(tokens, Token::Many), rest),
+            (b'?', rest) => (push(tokens, Token::One), rest),
+            (byte, rest) => (push(tokens, Token::Byte(*byte)), rest),
+        };
+    }
+    tokens
+}
+
+fn push(mut tokens: Vec<Token>, token: Token) -> Vec<Token> {
+    tokens.push(token);
+    tokens
+}
+
+/// Whether there is a name that both spell: which pairs of places can be reached with the same bytes. Takes time in proportion to
+/// the product of both lengths.
+fn meet(left: &[Token], right: &[Token]) -> bool {
+    let is_star = |token: Option<&Token>| matches!(token, Some(Token::Many | Token::All));
+    let width = right.len().saturating_add(1);
+    let mut row = vec![false; width];
+    if let Some(first) = row.first_mut() {
+        *first = true;
+    }
+    for at in 0..=left.len() {
+        let mut below = vec![false; width];
+        let of_left = left.get(at);
+        for (place, of_right) in right.iter().map(Some).chain([None]).enumerate() {
+            if !row.get(place).copied().unwrap_or_default() {
+                continue;
+            }
+            if of_left.is_none() && of_right.is_none() {
+                return true;
+            }
+            let (stay_left, stay_right) = (is_star(of_left), is_star(of_right));
+            let mut reach = |down: bool, along: bool| {
+                let row = if down { &mut below } else { &mut row };
+                if let Some(reached) = row.get_mut(place.saturating_add(usize::from(along))) {
+                    *reached = true;
+                }
+            };
+            // A star stands for nothing ...
+            if stay_left {
+                reach(true, false);
+            }
+            if stay_right {
+                reach(false, true);
+            }
+            // ... or both take the same byte.
+            let slash = |token: &Token| matches!(token, Token::All | Token::Byte(b'/'));
+            let same = match (of_left, of_right) {
+                (Some(Token::Byte(left)), Some(Token::Byte(right))) => left == right,
+                (Some(Token::Byte(b'/')), Some(other)) | (Some(other), Some(Token::Byte(b'/'))) => {
+                    slash(other)
+                }
+                (Some(_), Some(_)) => true,
+                _ => false,
+            };
+            if same {
+                reach(!stay_left, !stay_right);
+            }
+        }
+        row = below;
+    }
+    false
 }
 
 /// An address with a prefix, as in `10.0.0.0/8`.
@@ -259,6 +370,41 @@ mod tests {
     }
 
     #[test]
+    fn patterns_overlap_when_a_name_matches_both() {
+        for (left, right, overlap) in [
+            ("/etc/**", "/**/passwd", true),
+            ("/etc/cron.d/backup", "/etc/cron.*/**", true),
+            ("/srv/**", "/etc/**", false),
+            ("/srv/*", "/srv/a/b", false),
+            ("/etc/**", "/etc", true),
+            ("/home/*/.ssh/**", "/home/anna/**", true),
+            ("a?", "a/", false),
+            ("*", "a/b", false),
+            ("a*c", "ab*", true),
+        ] {
+            assert_eq!(pattern(left).overlaps(&pattern(right)), overlap, "{left} {right}");
+            assert_eq!(pattern(right).overlaps(&pattern(left)), overlap, "{right} {left}");
+        }
+        let slow = "*a".repeat(500);
+        assert!(pattern(&slow).overlaps(&pattern(&"**a".repeat(300))));
+    }
+
+    #[test]
+    fn a_wider_pattern_covers() {
+        for (wide, narrow, covers) in [
+            ("/**", "/etc/*.conf", true),
+            ("/etc/**", "/etc", true),
+            ("/etc/*", "/etc/a*.conf", true),
+            ("/etc/*", "/etc/**", false),
+            ("/etc/*", "/etc/a/b", false),
+            ("eth*", "eth0", true),
+            ("/etc/**", "/etcetera/**", false),
+        ] {
+            assert_eq!(pattern(wide).covers(&pattern(narrow)), covers, "{wide} {narrow}");
+        }
+    }
+
+    #[test]
     fn an_anchor_is_where_everything_that_matches_lies() {
         for (text, anchor) in [
             ("/var/log/**", "/var/log"),
@@ -293,6 +439,24 @@ mod tests {
         fn matching_is_what_the_obvious_matcher_says(text in "[a/*?]{1,9}", name in "[a/b]{0,9}") {
             prop_assume!(!text.contains("***"));
             prop_assert_eq!(matches(text.as_bytes(), name.as_bytes()), plain(text.as_bytes(), name.as_bytes()));
+        }
+
+        #[test]
+        fn what_is_covered_matches_no_more(wide in "[a/*?]{1,6}", narrow in "[a/*?]{1,6}", name in "[a/b]{0,7}") {
+            prop_assume!(!wide.contains("***") && !narrow.contains("***"));
+            let (wide, narrow) = (pattern(&wide), pattern(&narrow));
+            if wide.covers(&narrow) && narrow.matches(name.as_bytes()) {
+                prop_assert!(wide.matches(name.as_bytes()));
+            }
+        }
+
+        #[test]
+        fn patterns_that_match_the_same_name_overlap(left in "[a/*?]{1,6}", right in "[a/*?]{1,6}", name in "[a/b]{0,7}") {
+            prop_assume!(!left.contains("***") && !right.contains("***"));
+            let (left, right) = (pattern(&left), pattern(&right));
+            if left.matches(name.as_bytes()) && right.matches(name.as_bytes()) {
+                prop_assert!(left.overlaps(&right));
+            }
         }
 
         #[test]

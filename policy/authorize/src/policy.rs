@@ -104,7 +104,8 @@ impl Rule {
             && (self.dialects.is_empty() || self.dialects.contains(&command.dialect))
     }
 
-    fn is_for(&self, channel: &str) -> bool {
+    /// Whether it is for requests of the channel called `channel`.
+    pub fn is_for(&self, channel: &str) -> bool {
         self.channels.is_empty() || self.channels.iter().any(|name| name == channel)
     }
 }

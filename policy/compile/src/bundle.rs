@@ -48,6 +48,15 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// The preset's name, or the file's.
+    pub fn name(&self) -> &str {
+        match self {
+            Source::Preset(name) | Source::File { name, .. } | Source::Unusable { name, .. } => name,
+        }
+    }
+}
+
 /// One list of commands, as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RpcList {

@@ -57,6 +57,21 @@ impl Complaint {
         Complaint::new(file, text, error.span().unwrap_or(0..0), &reason)
     }
 
+    /// The text's name.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The line, from 1; 0 where there is no text.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    /// What is wrong.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
     /// Place and reason in one line.
     pub fn summary(&self) -> String {
         match self.line {
@@ -74,10 +89,19 @@ impl fmt::Display for Complaint {
 
 impl std::error::Error for Complaint {}
 
-/// The line, from 1, of the byte at `offset`.
-pub(crate) fn line_of(text: &str, offset: usize) -> u32 {
-    let lines = text.get(..boundary(text, offset)).unwrap_or_default().matches('\n').count();
-    u32::try_from(lines.saturating_add(1)).unwrap_or(u32::MAX)
+/// Where the lines of a text begin: asked for once for each rule, of which there may be many.
+pub(crate) struct Lines(Vec<usize>);
+
+impl Lines {
+    pub(crate) fn of(text: &str) -> Self {
+        Lines(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    /// The line, from 1, of the byte at `offset`.
+    pub(crate) fn of_offset(&self, offset: usize) -> u32 {
+        let before = self.0.partition_point(|end| *end < offset);
+        u32::try_from(before.saturating_add(1)).unwrap_or(u32::MAX)
+    }
 }
 
 fn boundary(text: &str, offset: usize) -> usize {

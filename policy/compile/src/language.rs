@@ -24,7 +24,7 @@ use proto::{CommandId, Dialect, Group};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::complaint::line_of;
+use crate::complaint::Lines;
 use crate::{Complaint, closest, layer, presets};
 
 /// The one version of the language.
@@ -140,22 +140,23 @@ pub(crate) struct Read {
     pub(crate) included: Vec<Rule>,
 }
 
-/// Reads a text.
-pub(crate) fn read(file: &str, text: &str) -> Result<Read, Complaint> {
-    let reader = Reader { file, text };
-    let document: Document = toml::from_str(text).map_err(|error| Complaint::of_toml(file, text, &error))?;
-    match document.version {
-        Some(version) if *version.get_ref() == VERSION => {}
-        Some(version) => {
-            let reason =
-                format!("version {} of the language is not known; this is version 1", version.get_ref());
-            return Err(reader.complaint(version.span(), &reason));
-        }
-        None => return Err(reader.complaint(0..0, "`version = 1` is missing")),
-    }
+/// Complaints about one text at most; more of them help nobody.
+const COMPLAINTS: usize = 50;
+
+/// Reads a text; `Err` has what is wrong with each of its rules, the first thing first.
+pub(crate) fn read(file: &str, text: &str) -> Result<Read, Vec<Complaint>> {
+    let reader = Reader { file, text, lines: Lines::of(text) };
+    let document = reader.document().map_err(|complaint| vec![complaint])?;
     let mut rules = Vec::with_capacity(document.rule.len());
+    let mut wrong = Vec::new();
     for written in document.rule {
-        rules.push(reader.rule(written)?);
+        match reader.rule(written) {
+            Ok(rule) => rules.push(rule),
+            Err(complaint) => wrong.push(complaint),
+        }
+        if wrong.len() >= COMPLAINTS {
+            break;
+        }
     }
     let mut included = Vec::new();
     if let Some(include) = document.include {
@@ -165,25 +166,45 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Read, Complaint> {
             Include::Several(names) => names,
         };
         for name in names {
-            let preset = presets::preset(&name)
-                .ok_or_else(|| reader.complaint(span.clone(), &presets::unknown_preset(&name)))?;
+            let Some(preset) = presets::preset(&name) else {
+                wrong.push(reader.complaint(span.clone(), &presets::unknown_preset(&name)));
+                continue;
+            };
             let of_preset = read(&format!("preset {name}"), preset)?;
             included.extend(of_preset.rules);
             included.extend(of_preset.included);
         }
     }
-    Ok(Read { rules, included })
+    wrong.sort_by_key(Complaint::line);
+    if wrong.is_empty() { Ok(Read { rules, included }) } else { Err(wrong) }
 }
 
 struct Reader<'a> {
     file: &'a str,
     text: &'a str,
+    lines: Lines,
 }
 
 impl Reader<'_> {
+    fn document(&self) -> Result<Document, Complaint> {
+        let (reader, file, text) = (self, self.file, self.text);
+        let document: Document =
+            toml::from_str(text).map_err(|error| Complaint::of_toml(file, text, &error))?;
+        match &document.version {
+            Some(version) if *version.get_ref() == VERSION => {}
+            Some(version) => {
+                let reason =
+                    format!("version {} of the language is not known; this is version 1", version.get_ref());
+                return Err(reader.complaint(version.span(), &reason));
+            }
+            None => return Err(reader.complaint(0..0, "`version = 1` is missing")),
+        }
+        Ok(document)
+    }
+
     fn rule(&self, written: Spanned<Written>) -> Result<Rule, Complaint> {
         let span = written.span();
-        let origin = Origin { place: self.file.to_owned(), line: line_of(self.text, span.start) };
+        let origin = Origin { place: self.file.to_owned(), line: self.lines.of_offset(span.start) };
         let written = written.into_inner();
         let outcome = self.outcome(&written.outcome)?;
         let mut rule = Rule::new(outcome, origin);
@@ -467,7 +488,8 @@ mod tests {
     use proto::{NoArguments, Request, exec, file, net, query};
 
     fn rules(file: &str, text: &str) -> Result<Vec<Rule>, Complaint> {
-        read(file, text).map(|read| read.rules.into_iter().chain(read.included).collect())
+        let read = read(file, text).map_err(|wrong| wrong.into_iter().next().unwrap())?;
+        Ok(read.rules.into_iter().chain(read.included).collect())
     }
 
     fn wrong(text: &str) -> String {
@@ -514,6 +536,15 @@ mod tests {
              \x20 commands = [\"guest-ping\", \"guest-exce\"]\n\
              \x20                           ^^^^^^^^^^^^"
         );
+    }
+
+    #[test]
+    fn each_rule_that_is_wrong_is_complained_of() {
+        let text = "version = 1\ninclude = \"obsevre\"\n[[rule]]\noutcome = \"alow\"\n[[rule]]\noutcome = \"allow\"\n\
+                    [[rule]]\noutcome = \"deny\"\ngroups = [\"x\"]\n";
+        let wrong = read("p.toml", text).err().unwrap();
+        let lines: Vec<usize> = wrong.iter().map(Complaint::line).collect();
+        assert_eq!(lines, [2, 4, 9]);
     }
 
     #[test]

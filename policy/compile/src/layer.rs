@@ -69,7 +69,7 @@ mod tests {
         let mut warnings = Vec::new();
         let layer = rules(&[list("--allow-rpcs", allow)], &[list("--block-rpcs", block)], &mut warnings);
         let everything =
-            crate::language::read("preset qemu-ga", crate::preset("qemu-ga").unwrap()).unwrap().rules;
+            crate::language::read("preset qemu-ga", crate::preset("qemu-ga").unwrap()).ok().unwrap().rules;
         let policy = Policy::new("qemu-ga", layer, everything);
         let requests: [Request; 3] = [
             query::Request::Load(NoArguments {}).into(),

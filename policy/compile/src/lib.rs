@@ -36,17 +36,11 @@ pub fn compile(bundle: &Bundle) -> Result<Compiled, Complaint> {
     let mut included = Vec::new();
     let mut names = Vec::new();
     for source in &bundle.sources {
-        let (name, read) = match source {
-            Source::Preset(name) => {
-                let place = format!("preset {name}");
-                let text = preset(name)
-                    .ok_or_else(|| Complaint::without_text(&place, &presets::unknown_preset(name)))?;
-                (name, language::read(&place, text)?)
-            }
-            Source::File { name, text } => (name, language::read(name, text)?),
-            Source::Unusable { name, reason } => return Err(Complaint::without_text(name, reason)),
-        };
-        names.push(name.as_str());
+        let read = read(source).map_err(|wrong| match wrong.into_iter().next() {
+            Some(first) => first,
+            None => Complaint::without_text(source.name(), "cannot be read"),
+        })?;
+        names.push(source.name());
         rules.extend(read.rules);
         included.extend(read.included);
     }
@@ -59,4 +53,22 @@ pub fn compile(bundle: &Bundle) -> Result<Compiled, Complaint> {
     let mut warnings = Vec::new();
     let layer = layer::rules(&bundle.allow, &bundle.block, &mut warnings);
     Ok(Compiled { policy: Policy::new(name, layer, rules), warnings })
+}
+
+/// Everything that is wrong with a bundle's texts: for whoever repairs them. None of it if [`compile`] succeeds.
+pub fn complaints(bundle: &Bundle) -> Vec<Complaint> {
+    bundle.sources.iter().filter_map(|source| read(source).err()).flatten().collect()
+}
+
+fn read(source: &Source) -> Result<language::Read, Vec<Complaint>> {
+    match source {
+        Source::Preset(name) => {
+            let place = format!("preset {name}");
+            let text = preset(name)
+                .ok_or_else(|| vec![Complaint::without_text(&place, &presets::unknown_preset(name))])?;
+            language::read(&place, text)
+        }
+        Source::File { name, text } => language::read(name, text),
+        Source::Unusable { name, reason } => Err(vec![Complaint::without_text(name, reason)]),
+    }
 }
