@@ -68,6 +68,7 @@ impl Run<'_> {
             environment: self.environment,
             descriptors: [their_input.as_fd(), their_output.as_fd(), errors],
             session: true,
+            run_as: None,
         })?;
         drop((their_input, their_output));
 

@@ -9,15 +9,16 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use jail::spawn::{Program as File, Started, spawn};
+use jail::spawn::{Program as File, RunAs, Started, spawn};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 use proto::exec::{Capture, Exec, Reply};
 use proto::{Failed, Text, errno_text};
+use runtime::Terms;
 
 use crate::Shared;
-use crate::programs::{Pipes, Program};
+use crate::programs::{Limit, Pipes, Program};
 
 /// Where programs are looked for when there is no `PATH` at all; glib's gspawn.c has these.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin:.";
@@ -42,6 +43,8 @@ pub(crate) struct Launch {
     pub(crate) job: u64,
     pub(crate) exec: Exec,
     pub(crate) input: Option<Vec<u8>>,
+    /// How the policy wants it run, if it says.
+    pub(crate) terms: Option<Arc<Terms>>,
 }
 
 /// Gives launches to threads.
@@ -119,14 +122,15 @@ impl Queue {
 impl Shared {
     /// Starts a program, remembers it and answers its job.
     fn start(&self, launch: Launch) {
-        let Launch { job, exec, input } = launch;
-        let result = self.execute(&exec, input.is_some());
+        let Launch { job, exec, input, terms } = launch;
+        let result = self.execute(&exec, input.is_some(), terms.as_deref());
         let mut programs = self.programs();
         let wanted = programs.release(job);
         let answer = match result {
-            Ok((started, pipes)) => {
+            Ok((started, pipes, limit)) => {
                 let pid = started.pid;
-                let program = Program::new(job, started, pipes, input.unwrap_or_default());
+                let most = terms.and_then(|terms| terms.output_bytes);
+                let program = Program::new(job, started, pipes, input.unwrap_or_default(), limit, most);
                 programs.insert(&self.epoll, program);
                 if !wanted {
                     programs.unwanted(job);
@@ -139,23 +143,46 @@ impl Shared {
         self.connection.answer(job, answer);
     }
 
-    fn execute(&self, exec: &Exec, has_input: bool) -> Result<(Started, Pipes), Failed> {
+    fn execute(
+        &self,
+        exec: &Exec,
+        has_input: bool,
+        terms: Option<&Terms>,
+    ) -> Result<(Started, Pipes, Option<Limit>), Failed> {
         let failed = |error: io::Error| {
             let errno = error.raw_os_error();
             let why = errno.map_or_else(|| error.to_string(), errno_text);
             Failed { text: format!("Failed to execute child process “{}” ({why})", exec.path), errno }
         };
         let command = Command::new(exec, &self.inherited).map_err(failed)?;
+        let run_as = terms.and_then(|terms| terms.run_as);
+        let run_as = run_as.map(|runtime::RunAs { uid, gid }| RunAs { uid, gid });
+        if let Some(RunAs { uid, gid }) = run_as
+            && !geteuid().is_root()
+        {
+            let text = format!(
+                "Failed to execute child process “{}” (the policy has it run as {uid}:{gid}, which needs an agent that was started \
+                 by root)",
+                exec.path
+            );
+            return Err(Failed { text, errno: Some(libc::EPERM) });
+        }
+        // Before there is a program that nothing would end.
+        let limit = terms.and_then(|terms| terms.run_seconds).map(Limit::after).transpose();
+        let limit = limit.map_err(|errno| failed(errno.into()))?;
         let (ours, theirs) = pipes(exec.capture_output, has_input).map_err(|error| {
             let errno = error.raw_os_error().unwrap_or_default();
             Failed::system("Failed to create pipe for communicating with child process", errno)
         })?;
         let descriptors = theirs.descriptors();
         let start = |file: &CStr, arguments: &[CString]| {
-            spawn(&File { file, arguments, environment: &command.environment, descriptors, session: false })
+            let environment = &command.environment;
+            // To be ended with all that it has started, it must lead a group.
+            let session = limit.is_some();
+            spawn(&File { file, arguments, environment, descriptors, session, run_as })
         };
         let started = command.execute(start).map_err(failed)?;
-        Ok((started, ours))
+        Ok((started, ours, limit))
     }
 }
 

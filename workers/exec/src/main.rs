@@ -3,7 +3,7 @@
 //! Runs as root, unconfined, in a process of its own, because its programs must not inherit anything of the agent's; it is not
 //! started unless the policy permits a program. It trusts its sealed policy, by which every job is decided again, and
 //! nothing that the broker or a program says. It never starts what no job asked for, and never ends a program except one
-//! that nobody waits for any more when it starts.
+//! that nobody waits for any more when it starts, or whose time, which the policy can limit, is over.
 //!
 //! One thread waits for the broker, for the ends of programs and for their pipes. Programs are started on other threads
 //! ([`launch`]), since an exec from a dead file server does not return. Results stay in a bounded table ([`programs`]).
@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use proto::exec::{Exec, Reply, Request, Status, StatusDone};
 use proto::{Failed, limits};
-use runtime::{Birth, Connection, Event, ToBroker, give_up};
+use runtime::{Birth, Connection, Event, Terms, ToBroker, give_up};
 
 use launch::{Inherited, Launch, Launcher};
 use programs::{Found, Programs};
@@ -85,6 +85,7 @@ struct Waiting {
 
 struct Gathering {
     exec: Exec,
+    terms: Option<Arc<Terms>>,
     expected: usize,
     input: Vec<u8>,
 }
@@ -142,7 +143,7 @@ impl Worker {
 
     fn take(&mut self, event: Event<'_, Request>) {
         match event {
-            Event::Job(Request::Exec(exec), call) => self.exec(call.id, exec, call.payload),
+            Event::Job(Request::Exec(exec), call) => self.exec(call.id, exec, call.terms, call.payload),
             Event::Job(Request::Status(Status { pid }), call) => {
                 self.status(call.id, pid, Instant::now() + MOMENT);
             }
@@ -161,12 +162,12 @@ impl Worker {
     }
 
     /// Accepts a program; it starts when all of its input is there.
-    fn exec(&mut self, job: u64, exec: Exec, first: &[u8]) {
+    fn exec(&mut self, job: u64, exec: Exec, terms: Option<Arc<Terms>>, first: &[u8]) {
         let expected = usize::try_from(exec.input_data.length).unwrap_or(usize::MAX);
         if let Err(failed) = self.shared.programs().reserve(job, expected) {
             return self.shared.connection.answer::<Reply>(job, Err(failed));
         }
-        let gathering = Gathering { exec, expected, input: Vec::new() };
+        let gathering = Gathering { exec, terms, expected, input: Vec::new() };
         match self.gathering.entry(job) {
             Entry::Occupied(_) => give_up(Role::Exec, &"the broker gave two jobs one number"),
             Entry::Vacant(place) => place.insert(gathering),
@@ -185,9 +186,9 @@ impl Worker {
         if input.len() > *expected {
             give_up(Role::Exec, &"the broker sent more input than it had announced");
         }
-        let Gathering { exec, input, .. } = entry.remove();
+        let Gathering { exec, terms, input, .. } = entry.remove();
         let input = exec.input_data.present.then_some(input);
-        self.launcher.launch(Launch { job, exec, input });
+        self.launcher.launch(Launch { job, exec, input, terms });
     }
 
     /// Most programs end within milliseconds: a client that asks again at once costs more than a short wait.

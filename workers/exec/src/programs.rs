@@ -10,14 +10,16 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use jail::spawn::Started;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, read, write};
 use proto::exec::StatusDone;
 use proto::{Failed, limits};
@@ -31,6 +33,9 @@ const OUTPUT_HELD: usize = 16 * limits::CAPTURED;
 /// How old a program is when nobody expects its end any more.
 const YOUNG: Duration = Duration::from_millis(50);
 
+/// How long after a program was killed its pipes are still read, when somebody else holds them open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Bytes below which giving memory back would cost more than keeping it for the next program.
 const LARGE: usize = 256 * 1024;
 
@@ -40,6 +45,29 @@ pub(crate) struct Pipes {
     pub(crate) input: Option<OwnedFd>,
     /// Standard output, standard error.
     pub(crate) outputs: [Option<OwnedFd>; 2],
+}
+
+/// When a program is ended, with its process group, which must be its own.
+pub(crate) struct Limit {
+    timer: TimerFd,
+    over: bool,
+}
+
+impl Limit {
+    /// So many seconds from now.
+    ///
+    /// # Errors
+    /// Of `timerfd_create(2)` and `timerfd_settime(2)`.
+    pub(crate) fn after(seconds: u32) -> Result<Self, Errno> {
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC)?;
+        let limit = Limit { timer, over: false };
+        limit.set(Duration::from_secs(seconds.into()))?;
+        Ok(limit)
+    }
+
+    fn set(&self, time: Duration) -> Result<(), Errno> {
+        self.timer.set(Expiration::OneShot(TimeSpec::from_duration(time)), TimerSetTimeFlags::empty())
+    }
 }
 
 /// One program.
@@ -52,6 +80,10 @@ pub(crate) struct Program {
     ended: Option<Ended>,
     input: Option<Input>,
     outputs: [Output; 2],
+    /// It leads a process group, which ends with it.
+    leads: bool,
+    /// Until nothing is waited for any more.
+    limit: Option<Limit>,
     /// A status is sending its result.
     reporting: bool,
     /// Nobody knows of it: forgotten as soon as it has ended.
@@ -79,6 +111,8 @@ struct Output {
     /// Full pieces and a last one, so that nothing is copied when it grows or is sent.
     pieces: Vec<Vec<u8>>,
     length: usize,
+    /// Bytes that are kept at most.
+    most: usize,
     truncated: bool,
 }
 
@@ -95,14 +129,27 @@ pub(crate) enum Found {
     Ended(u64),
 }
 
-/// What an event is about; the two low bits of its number.
+/// What an event is about; the low bits of its number.
 const END: u64 = 0;
 const INPUT: u64 = 1;
 const OUTPUT: u64 = 2;
+const ERROR: u64 = 3;
+const LIMIT: u64 = 4;
+/// Bits of an event's number that say what it is about.
+const BITS: u32 = 3;
 
 impl Program {
-    pub(crate) fn new(job: u64, started: Started, pipes: Pipes, input: Vec<u8>) -> Self {
-        let output = |pipe| Output { pipe, ..Output::default() };
+    /// `most` bytes of each output are kept, if that is less than usual.
+    pub(crate) fn new(
+        job: u64,
+        started: Started,
+        pipes: Pipes,
+        input: Vec<u8>,
+        limit: Option<Limit>,
+        most: Option<u64>,
+    ) -> Self {
+        let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(limits::CAPTURED);
+        let output = |pipe| Output { pipe, most: most.min(limits::CAPTURED), ..Output::default() };
         Program {
             pid: started.pid,
             job,
@@ -116,6 +163,8 @@ impl Program {
                 written: 0,
             }),
             outputs: pipes.outputs.map(output),
+            leads: limit.is_some(),
+            limit,
             reporting: false,
             unwanted: false,
         }
@@ -136,7 +185,7 @@ impl Program {
 
     /// What its status says beside the captured bytes.
     pub(crate) fn result(&self) -> StatusDone {
-        let truncated = |output: &Output| (output.length > 0).then_some(output.truncated);
+        let truncated = |output: &Output| (output.length > 0 || output.truncated).then_some(output.truncated);
         let [output, error] = &self.outputs;
         let (exitcode, signal) = match self.ended {
             Some(Ended::Exited(code)) => (Some(code.into()), None),
@@ -158,6 +207,7 @@ impl Program {
 
     /// Whether it has ended; it is reaped then.
     fn reap(&mut self, epoll: &Epoll) {
+        self.end_group();
         let ended = match waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => Ended::Exited(code),
             Ok(WaitStatus::Signaled(_, signal, _)) => Ended::Signalled(signal as i32),
@@ -166,6 +216,36 @@ impl Program {
         };
         self.ended = Some(ended);
         end_of(epoll, self.pidfd.take());
+    }
+
+    /// Kills it, if it lives, and what it has started, unless that has made itself another group.
+    fn end_group(&self) {
+        // Not reaped by anybody, the number is still its own.
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let pid = Pid::from_raw(self.pid);
+        if self.leads && waitid(Id::Pid(pid), peek).is_ok() {
+            let _ = killpg(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Its time is over: first it is killed, then whoever still holds its pipes is not listened to any more.
+    fn out_of_time(&mut self, epoll: &Epoll) {
+        let lives = self.ended.is_none();
+        if let Some(limit) = &mut self.limit
+            && lives
+            && !std::mem::replace(&mut limit.over, true)
+        {
+            let again = limit.set(LAST_WORDS);
+            self.end_group();
+            if again.is_ok() {
+                return;
+            }
+        }
+        for output in &mut self.outputs {
+            output.truncated |= output.pipe.is_some();
+            end_of(epoll, output.pipe.take());
+        }
+        end_of(epoll, self.limit.take().map(|limit| limit.timer));
     }
 
     /// Writes what the pipe takes. A program that has closed its end gets no more.
@@ -202,7 +282,7 @@ impl Output {
     }
 
     fn keep(&mut self, bytes: &[u8], room: usize) -> usize {
-        let room = room.min(limits::CAPTURED.saturating_sub(self.length));
+        let room = room.min(self.most.saturating_sub(self.length));
         let (kept, lost) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
         self.truncated |= !lost.is_empty();
         self.length = self.length.saturating_add(kept.len());
@@ -228,7 +308,7 @@ impl Output {
 
 /// Stops waiting for a descriptor and closes it. Both: a program that is just being started may hold a copy for a moment,
 /// and the kernel would go on to report it.
-fn end_of(epoll: &Epoll, descriptor: Option<OwnedFd>) {
+fn end_of(epoll: &Epoll, descriptor: Option<impl AsFd>) {
     if let Some(descriptor) = descriptor {
         let _ = epoll.delete(&descriptor);
     }
@@ -283,16 +363,21 @@ impl Programs {
     pub(crate) fn insert(&mut self, epoll: &Epoll, mut program: Program) {
         self.last_number = self.last_number.saturating_add(1);
         let number = self.last_number;
-        let wait = |descriptor: &OwnedFd, what: u64, flags| {
-            epoll.add(descriptor, EpollEvent::new(flags, number << 2 | what)).is_ok()
+        let wait = |descriptor: BorrowedFd<'_>, what: u64, flags| {
+            epoll.add(descriptor, EpollEvent::new(flags, number << BITS | what)).is_ok()
         };
         // Who cannot be waited for (no memory) is taken as ended, so that a status does not wait for ever.
-        if !program.pidfd.as_ref().is_some_and(|pidfd| wait(pidfd, END, EpollFlags::EPOLLIN)) {
+        if !program.pidfd.as_ref().is_some_and(|pidfd| wait(pidfd.as_fd(), END, EpollFlags::EPOLLIN)) {
             program.ended = Some(Ended::Unknown);
         }
-        program.input = program.input.filter(|input| wait(&input.pipe, INPUT, EpollFlags::EPOLLOUT));
+        program.input = program.input.filter(|input| wait(input.pipe.as_fd(), INPUT, EpollFlags::EPOLLOUT));
         for (output, what) in program.outputs.iter_mut().zip(OUTPUT..) {
-            output.pipe = output.pipe.take().filter(|pipe| wait(pipe, what, EpollFlags::EPOLLIN));
+            output.pipe = output.pipe.take().filter(|pipe| wait(pipe.as_fd(), what, EpollFlags::EPOLLIN));
+        }
+        // A program whose time nobody would see pass does not go on.
+        if program.limit.as_ref().is_some_and(|limit| !wait(limit.timer.as_fd(), LIMIT, EpollFlags::EPOLLIN))
+        {
+            program.end_group();
         }
         if self.remembered.len() >= limits::PROGRAMS {
             let done = |program: &Program| program.is_done() && !program.reporting;
@@ -304,11 +389,15 @@ impl Programs {
 
     /// Something that [`Self::insert`] waits for has happened; `event` is the number that epoll gave.
     pub(crate) fn happened(&mut self, epoll: &Epoll, event: u64, scratch: &mut [u8]) {
-        let number = event >> 2;
+        let number = event >> BITS;
         let Some(program) = self.remembered.get_mut(&number) else { return };
         let [output, error] = &mut program.outputs;
         let room = OUTPUT_HELD.saturating_sub(self.output_held);
-        let kept = match event & 3 {
+        let kept = match event & ((1 << BITS) - 1) {
+            LIMIT => {
+                program.out_of_time(epoll);
+                0
+            }
             END => {
                 program.reap(epoll);
                 0
@@ -318,8 +407,12 @@ impl Programs {
                 0
             }
             OUTPUT => output.drain(epoll, scratch, room),
-            _ => error.drain(epoll, scratch, room),
+            ERROR => error.drain(epoll, scratch, room),
+            _ => 0,
         };
+        if program.is_done() {
+            end_of(epoll, program.limit.take().map(|limit| limit.timer));
+        }
         self.output_held = self.output_held.saturating_add(kept);
         if program.unwanted && program.ended.is_some() {
             self.forget(number);

@@ -8,8 +8,10 @@ mod worker;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use authorize::{Outcome, Rule, RunAs, Terms};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, kill};
@@ -26,6 +28,12 @@ fn start() -> Worker {
     let own: Vec<(String, String)> = std::env::vars().collect();
     let own: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     Worker::start(EXECUTABLE, &own)
+}
+
+/// Under a rule with these terms.
+fn start_under(terms: Terms) -> Worker {
+    let rule = Rule { terms: Some(Arc::new(terms)), ..Rule::new(Outcome::Allow, worker::origin()) };
+    Worker::under(EXECUTABLE, &[("PATH", "/usr/bin:/bin")], rule)
 }
 
 /// `path arguments…`
@@ -465,4 +473,88 @@ fn a_status_waits_a_moment_for_a_program_that_has_only_just_started() {
     let waited = begin.elapsed();
     let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
     assert!(waited < Duration::from_millis(500), "{waited:?}");
+}
+
+// ---------------------------------------------------------------- terms
+
+#[test]
+fn a_program_whose_time_is_over_is_killed_and_its_status_says_so() {
+    let mut worker = start_under(Terms { run_seconds: Some(1), ..Terms::default() });
+    let began = Instant::now();
+    let (done, [output, _]) =
+        run(&mut worker, shell("echo begun; sleep 600; echo ended", Capture::Separated));
+    assert_eq!((done.exited, done.exitcode, done.signal), (true, None, Some(9)));
+    assert_eq!(String::from_utf8_lossy(&output), "begun\n");
+    assert!((1..5).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[test]
+fn what_a_program_has_started_ends_with_it() {
+    let mut worker = start_under(Terms { run_seconds: Some(1), ..Terms::default() });
+    // One child while it is killed, one that it leaves behind.
+    for script in ["sleep 600 & echo $!; wait", "sleep 600 > /dev/null & echo $!"] {
+        let (_, [output, _]) = run(&mut worker, shell(script, Capture::Separated));
+        let child: i32 = String::from_utf8_lossy(&output).trim().parse().unwrap();
+        let begin = Instant::now();
+        while is_running(child) {
+            assert!(begin.elapsed() < Duration::from_secs(5), "{script}: {child} goes on");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Whether there is such a process that is no zombie.
+fn is_running(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn who_has_left_the_group_of_a_program_and_holds_its_output_does_not_hold_up_its_status() {
+    let mut worker = start_under(Terms { run_seconds: Some(1), ..Terms::default() });
+    let script = "setsid sleep 6 & echo begun; wait";
+    let began = Instant::now();
+    let (done, [output, _]) = run(&mut worker, shell(script, Capture::Separated));
+    assert_eq!((done.signal, done.out_truncated), (Some(9), Some(true)));
+    assert_eq!(String::from_utf8_lossy(&output), "begun\n");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_program_that_ends_in_time_is_not_touched() {
+    let mut worker = start_under(Terms { run_seconds: Some(60), ..Terms::default() });
+    let (done, [output, _]) = run(&mut worker, shell("echo a; exit 3", Capture::Separated));
+    assert_eq!((done.exitcode, done.signal, output.as_slice()), (Some(3), None, &b"a\n"[..]));
+}
+
+#[test]
+fn of_each_output_so_many_bytes_are_kept() {
+    let mut worker = start_under(Terms { output_bytes: Some(3), ..Terms::default() });
+    let (done, outputs) = run(&mut worker, shell("printf abcdef; printf xy >&2", Capture::Separated));
+    assert_eq!(outputs, [b"abc".to_vec(), b"xy".to_vec()]);
+    assert_eq!((done.out_truncated, done.err_truncated), (Some(true), Some(false)));
+    let mut worker = start_under(Terms { output_bytes: Some(0), ..Terms::default() });
+    let (done, outputs) = run(&mut worker, shell("printf abcdef", Capture::Separated));
+    assert_eq!((outputs[0].len(), done.out_truncated, done.err_truncated), (0, Some(true), None));
+}
+
+#[test]
+fn a_program_runs_as_the_policy_says() {
+    let terms = Terms { run_as: Some(RunAs { uid: 65534, gid: 65533 }), ..Terms::default() };
+    let mut worker = start_under(terms);
+    let ids = shell("id -u; id -g; id -G; pwd; echo \"$PATH\"", Capture::Separated);
+    if !nix::unistd::geteuid().is_root() {
+        let why = "Failed to execute child process “/bin/sh” (the policy has it run as 65534:65533, which needs an agent \
+                   that was started by root)";
+        assert_eq!(failure(&mut worker, Request::Exec(ids)), why);
+        return;
+    }
+    let folder = std::env::current_dir().unwrap();
+    let said = format!("65534\n65533\n65533\n{}\n/usr/bin:/bin\n", folder.display());
+    assert_eq!(output_of(&mut worker, ids), said);
+    let why = "Failed to execute child process “/etc/shadow” (Permission denied)";
+    assert_eq!(failure(&mut worker, Request::Exec(command(&["/etc/shadow"], Capture::None))), why);
+    let cat = shell("cat /etc/shadow 2>&1", Capture::Separated);
+    let (done, [output, _]) = run(&mut worker, cat);
+    assert_eq!(done.exitcode, Some(1), "{}", String::from_utf8_lossy(&output));
 }

@@ -79,6 +79,7 @@ impl Hook {
             environment: &self.environment,
             descriptors: [null.as_fd(), writer.as_fd(), writer.as_fd()],
             session: true,
+            run_as: None,
         })
         .map_err(|error| cannot(&error))?;
         drop(writer);

@@ -11,7 +11,8 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use authorize::{Asker, Sealed, Terms, authorize};
+use authorize::{Asker, Sealed, authorize};
+pub use authorize::{RunAs, Terms};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
 use proto::fsfreeze::Request as Thaw;

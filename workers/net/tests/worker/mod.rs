@@ -41,6 +41,11 @@ pub struct Ended {
 impl Worker {
     /// Starts `executable` under a policy that permits everything, with `environment` for the programs it may start.
     pub fn start(executable: &str, environment: &[(&str, &str)]) -> Self {
+        Self::under(executable, environment, Rule::new(Outcome::Allow, origin()))
+    }
+
+    /// As [`Self::start`], under a policy of one rule.
+    pub fn under(executable: &str, environment: &[(&str, &str)], rule: Rule) -> Self {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let base = if nix::unistd::geteuid().is_root() { UID_BASE } else { 0 };
@@ -56,7 +61,7 @@ impl Worker {
         command
             .fd_mappings(vec![
                 FdMapping { parent_fd: theirs, child_fd: 3 },
-                FdMapping { parent_fd: sealed(environment), child_fd: 4 },
+                FdMapping { parent_fd: sealed(environment, rule), child_fd: 4 },
             ])
             .unwrap();
         let child = command.spawn().unwrap();
@@ -144,9 +149,12 @@ impl Drop for Worker {
     }
 }
 
-fn sealed(environment: &[(&str, &str)]) -> OwnedFd {
-    let origin = Origin { place: "test".to_owned(), line: 1 };
-    let everything = Rule::new(Outcome::Allow, origin);
+/// Where the one rule is written.
+pub fn origin() -> Origin {
+    Origin { place: "test".to_owned(), line: 1 }
+}
+
+fn sealed(environment: &[(&str, &str)], rule: Rule) -> OwnedFd {
     let settings = Settings {
         channels: Vec::new(),
         audit: AuditSink::Off,
@@ -158,7 +166,7 @@ fn sealed(environment: &[(&str, &str)]) -> OwnedFd {
         idle_seconds: 0,
         ..Settings::default()
     };
-    let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![everything]));
+    let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![rule]));
     jail::sealed::from_bytes(c"test", &sealed.encode().unwrap()).unwrap()
 }
 
