@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use authorize::{Asker, Permitted, authorize};
+use authorize::{Asker, Permitted, Refusal, authorize, is_never_counted};
 use jail::Role;
 use proto::message::{Detail, Job};
-use proto::{Answer, Failed, Privilege, Reply, Request, agent, exec, limits};
+use proto::{Answer, Denied, Failed, Privilege, Reply, Request, agent, exec, limits};
+use tokio::time::Instant;
 
 use crate::Broker;
 use crate::ask::Ask;
@@ -63,7 +64,9 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
     let file = broker.files.borrow().path_of(&request);
     let asked = broker.audit.asked(&ask.channel, &request, file);
     let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
-    let permitted = match authorize(&broker.sealed.policy, asker, request) {
+    let permitted = match authorize(&broker.sealed.policy, asker, request)
+        .and_then(|permitted| not_too_often(broker, permitted))
+    {
         Ok(permitted) => permitted,
         Err(refusal) => {
             // Nothing is done: a record that is missing hides nothing.
@@ -95,13 +98,37 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
     }
 }
 
+/// Refuses what comes more often than its rule lets through.
+fn not_too_often(broker: &Broker, permitted: Permitted) -> Result<Permitted, Box<Refusal>> {
+    let Some(rate) = permitted.terms().and_then(|terms| terms.requests_per_second) else {
+        return Ok(permitted);
+    };
+    let command = permitted.request().command();
+    if is_never_counted(command) {
+        return Ok(permitted);
+    }
+    let rule = permitted.rule().clone();
+    match broker.rates.take(&rule, rate, Instant::now()) {
+        Ok(()) => Ok(permitted),
+        Err(wait) => {
+            let denied = Denied::Arguments(format!(
+                "Command {}: Resource temporarily unavailable: the policy lets {rate} of these through in a second; try again in {} ms",
+                command.name(),
+                wait.as_micros().div_ceil(1000),
+            ));
+            Err(Box::new(Refusal { denied, rule, request: permitted.into_request() }))
+        }
+    }
+}
+
 async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Result<Work, Failed> {
+    let terms = permitted.terms().cloned();
     match permitted.into_request() {
         Request::Agent(request) => agent_itself(broker, ask, &request),
         Request::File(request) => files::work(broker, ask, request).await,
         Request::Exec(exec::Request::Exec(request)) => start_program(broker, ask, request).await,
         Request::Exec(exec::Request::Status(request)) => program_status(broker, ask, request).await,
-        Request::Fsfreeze(request) => crate::freeze::work(broker, ask, request).await,
+        Request::Fsfreeze(request) => crate::freeze::work(broker, ask, request, terms.as_deref()).await,
         request @ (Request::Query(_)
         | Request::Net(_)
         | Request::NetAdmin(_)

@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use authorize::Terms;
 use jail::Role;
 use proto::fsfreeze::{Reply, Request, Status};
 use proto::message::{Detail, Job};
@@ -81,7 +82,7 @@ impl Freeze {
         let word = freeze.word();
         freeze.hook_owed.set(freeze.hook && word.owes_hook);
         if word.frozen {
-            freeze.state.set(State::Frozen(freeze.until()));
+            freeze.state.set(State::Frozen(freeze.limit.map(|limit| Instant::now() + limit)));
         }
         freeze
     }
@@ -96,8 +97,11 @@ impl Freeze {
         self.wanted.notify_one();
     }
 
-    fn until(&self) -> Option<Instant> {
-        self.limit.map(|limit| Instant::now() + limit)
+    /// How long a freeze may hold: the lower of what is configured and what its rule says.
+    fn limit_under(&self, terms: Option<&Terms>) -> Option<Duration> {
+        let of_rule = terms.and_then(|terms| terms.freeze_seconds);
+        let of_rule = of_rule.map(|seconds| Duration::from_secs(seconds.into()));
+        self.limit.into_iter().chain(of_rule).min()
     }
 
     fn set(&self, state: State) {
@@ -167,17 +171,23 @@ impl Word {
 }
 
 /// Freezes, thaws, trims, or tells the state.
-pub(crate) async fn work(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+pub(crate) async fn work(
+    broker: &Rc<Broker>,
+    ask: &Ask,
+    request: Request,
+    terms: Option<&Terms>,
+) -> Result<Work, Failed> {
+    let limit = broker.freeze.limit_under(terms);
     let reply = match request {
         Request::Status(_) => Reply::Status(match broker.freeze.settled().await {
             State::Thawed => Status::Thawed,
             _ => Status::Frozen,
         }),
         Request::PhoenixStatus(_) => Reply::PhoenixStatus(broker.freeze.settled().await != State::Thawed),
-        Request::Freeze(_) => Reply::Freeze(freeze(broker, &ask.channel, request).await?),
-        Request::FreezeList(_) => Reply::FreezeList(freeze(broker, &ask.channel, request).await?),
+        Request::Freeze(_) => Reply::Freeze(freeze(broker, &ask.channel, request, limit).await?),
+        Request::FreezeList(_) => Reply::FreezeList(freeze(broker, &ask.channel, request, limit).await?),
         Request::PhoenixFreeze(_) => {
-            freeze(broker, &ask.channel, request).await?;
+            freeze(broker, &ask.channel, request, limit).await?;
             Reply::PhoenixFreeze(true)
         }
         Request::Thaw(_) => Reply::Thaw(thaw(broker, "it was asked for").await?),
@@ -190,8 +200,13 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Re
     Ok(Work::without_bytes(reply))
 }
 
-/// Freezes what `request` says, all of it or nothing; returns how many filesystems.
-async fn freeze(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<i64, Failed> {
+/// Freezes what `request` says, all of it or nothing, and for no longer than `limit`; returns how many filesystems.
+async fn freeze(
+    broker: &Rc<Broker>,
+    channel: &str,
+    request: Request,
+    limit: Option<Duration>,
+) -> Result<i64, Failed> {
     let freeze = &broker.freeze;
     // Two channels may both have been told that they may: the second finds it changing and is refused as if later.
     if freeze.holds() {
@@ -199,10 +214,10 @@ async fn freeze(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<
     }
     begin(broker);
     broker.workers.drained(Role::File, DRAIN).await;
-    let result = freeze_between_hooks(broker, channel, request).await;
+    let result = freeze_between_hooks(broker, channel, request, limit).await;
     match result {
         Ok(count) if count > 0 => {
-            keep(broker);
+            keep(broker, limit);
             Ok(count)
         }
         Ok(none) => {
@@ -216,18 +231,18 @@ async fn freeze(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<
             Err(failed)
         }
         Err(Broken::StillFrozen(failed)) => {
-            keep(broker);
+            keep(broker, limit);
             Err(failed)
         }
     }
 }
 
 /// Filesystems are frozen now: until the host thaws, or the limit comes.
-fn keep(broker: &Rc<Broker>) {
-    let until = broker.freeze.until();
+fn keep(broker: &Rc<Broker>, limit: Option<Duration>) {
+    let until = limit.map(|limit| Instant::now() + limit);
     broker.freeze.set(State::Frozen(until));
-    if let Some(until) = until {
-        tokio::task::spawn_local(thaw_at(broker.clone(), until));
+    if let (Some(until), Some(limit)) = (until, limit) {
+        tokio::task::spawn_local(thaw_at(broker.clone(), until, limit));
     }
 }
 
@@ -239,14 +254,19 @@ enum Broken {
     StillFrozen(Failed),
 }
 
-async fn freeze_between_hooks(broker: &Rc<Broker>, channel: &str, request: Request) -> Result<i64, Broken> {
+async fn freeze_between_hooks(
+    broker: &Rc<Broker>,
+    channel: &str,
+    request: Request,
+    limit: Option<Duration>,
+) -> Result<i64, Broken> {
     let freeze = &broker.freeze;
     if freeze.hook {
         freeze.hook_owed.set(true);
         hook(broker, request.clone()).await.map_err(Broken::Thawed)?;
     }
     freeze.leave_word(true);
-    match run(broker, Role::Fsfreeze, channel, request, freeze.limit.unwrap_or(FREEZING)).await {
+    match run(broker, Role::Fsfreeze, channel, request, limit.unwrap_or(FREEZING)).await {
         Ok(reply) => Ok(count(&reply)),
         // How far it came is not known.
         Err(unfinished) if unfinished.lost => match thaw_all(broker).await {
@@ -385,13 +405,12 @@ fn count(reply: &Reply) -> i64 {
 }
 
 /// Thaws when the limit has come, unless that state has ended before.
-async fn thaw_at(broker: Rc<Broker>, until: Instant) {
+async fn thaw_at(broker: Rc<Broker>, until: Instant, limit: Duration) {
     tokio::time::sleep_until(until).await;
     if broker.freeze.state.get() != State::Frozen(Some(until)) {
         return;
     }
-    let limit = broker.freeze.limit.unwrap_or_default().as_secs();
-    let why = format!("nobody had thawed them within {limit} s");
+    let why = format!("nobody had thawed them within {} s", limit.as_secs());
     let result = thaw(&broker, &why).await;
     let result = result.map_or_else(|failed| failed.text, |count| format!("{count} filesystems thawed"));
     tracing::error!("{why}: {result}");
@@ -417,8 +436,8 @@ pub(crate) async fn attend(broker: Rc<Broker>) {
         tracing::warn!("filesystems were frozen by an agent before this one: only thawing is served");
         quiet(&broker, true);
         tokio::task::spawn_local(follow_marker(broker.clone()));
-        if let Some(until) = until {
-            tokio::task::spawn_local(thaw_at(broker.clone(), until));
+        if let (Some(until), Some(limit)) = (until, freeze.limit) {
+            tokio::task::spawn_local(thaw_at(broker.clone(), until, limit));
         }
     } else if freeze.hook_owed.get() {
         // They were thawed when the agent before this one ended; its hook was not run.
@@ -461,6 +480,22 @@ async fn follow_marker(broker: Rc<Broker>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_freeze_holds_for_the_lower_of_the_configured_time_and_the_rules() {
+        for (configured, of_rule, held) in [
+            (600, Some(5), Some(5)),
+            (600, Some(700), Some(600)),
+            (600, None, Some(600)),
+            (0, Some(5), Some(5)),
+            (0, None, None),
+        ] {
+            let settings = FreezeSettings { limit_seconds: configured, ..FreezeSettings::default() };
+            let terms = Terms { freeze_seconds: of_rule, ..Terms::default() };
+            let limit = Freeze::new(None, &settings).limit_under(Some(&terms));
+            assert_eq!(limit.map(|limit| limit.as_secs()), held, "{configured} {of_rule:?}");
+        }
+    }
 
     #[test]
     fn a_marker_says_what_was_left_and_is_believed_for_its_own_boot_only() {

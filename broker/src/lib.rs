@@ -16,6 +16,7 @@ mod frontends;
 mod logs;
 mod numbers;
 mod outbox;
+mod rates;
 mod workers;
 
 use std::cell::RefCell;
@@ -53,6 +54,7 @@ pub(crate) struct Broker {
     pub(crate) files: RefCell<files::Files>,
     pub(crate) freeze: freeze::Freeze,
     pub(crate) programs: dispatch::Programs,
+    pub(crate) rates: rates::Rates,
     pub(crate) frontends: RefCell<frontends::Frontends>,
     /// What the own jail enforces, for the hello.
     pub(crate) confinement: Vec<(String, String)>,
@@ -83,6 +85,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         files: RefCell::new(files::Files::new(numbers)),
         freeze: freeze::Freeze::new(marker, &sealed.settings.freeze),
         programs: dispatch::Programs::default(),
+        rates: rates::Rates::default(),
         frontends: RefCell::default(),
         confinement: entered.report(),
         sealed,

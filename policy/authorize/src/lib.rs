@@ -195,6 +195,13 @@ pub fn safe_while_frozen(command: &proto::Command) -> bool {
     }
 }
 
+/// Whether a rule's rate does not count calls of `command`, whatever the rule says: what tells whether the agent lives and in which
+/// state it is, what thaws, and what only follows or ends something that was let through before. Clients poll these.
+pub fn is_never_counted(command: &proto::Command) -> bool {
+    safe_while_frozen(command)
+        || matches!(command.name(), "guest-exec-status" | "guest-file-close" | "file-close")
+}
+
 /// The commands of `dialect` that are served by any call at all; for `guest-info` and the frontend.
 pub fn served<'a>(
     policy: &'a Policy,

@@ -43,7 +43,7 @@ impl Outcome {
 }
 
 /// Where a rule was written.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Origin {
     /// A file, a preset (`preset observe`) or an option (`--block-rpcs`).
     pub place: String,

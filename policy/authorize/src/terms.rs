@@ -16,17 +16,17 @@ pub struct Terms {
     pub handle_bytes: Option<u64>,
     /// Files that may be open by this rule at one time.
     pub open_files: Option<u32>,
-    /// Requests that this rule lets through in a second, on average; ten times as many at once.
+    /// Requests that this rule lets through in a second, on average; ten times as many at once. See [`is_never_counted`](crate::is_never_counted).
     pub requests_per_second: Option<u32>,
-    /// Seconds that a program may run; then it is killed.
+    /// Seconds that a program may run; then it is killed with its process group, which ends with it in any case.
     pub run_seconds: Option<u32>,
-    /// Bytes of each of its outputs that are kept.
+    /// Bytes of each of its outputs that are kept, up to 16 MiB, which is also what is kept without this.
     pub output_bytes: Option<u64>,
     /// Who a program runs as.
     pub run_as: Option<RunAs>,
-    /// Seconds that filesystems may stay frozen.
+    /// Seconds that filesystems may stay frozen, if less than what is configured.
     pub freeze_seconds: Option<u32>,
-    /// Seconds that the clock may be moved.
+    /// Seconds that one request may move the clock, if less than what is configured.
     pub clock_step_seconds: Option<u32>,
     /// What is left out of the reply.
     pub redaction: Redaction,

@@ -115,11 +115,11 @@ struct WrittenLimits {
     handle_bytes: Option<u64>,
     open_files: Option<u32>,
     requests_per_second: Option<Spanned<u32>>,
-    run_seconds: Option<u32>,
+    run_seconds: Option<Spanned<u32>>,
     output_bytes: Option<u64>,
     run_as: Option<Spanned<String>>,
-    freeze_seconds: Option<u32>,
-    clock_step_seconds: Option<u32>,
+    freeze_seconds: Option<Spanned<u32>>,
+    clock_step_seconds: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -367,19 +367,22 @@ impl Reader<'_> {
                 self.complaint(run_as.span(), "`run-as` is two numbers, user and group, as in \"1000:1000\"")
             })
         });
-        if let Some(rate) = written.requests_per_second.as_ref().filter(|rate| *rate.get_ref() == 0) {
-            return Err(self.complaint(rate.span(), "no request at all is a rule that refuses"));
-        }
+        let some = |limit: Option<Spanned<u32>>, nothing: &str| match limit {
+            Some(limit) if *limit.get_ref() == 0 => {
+                Err(self.complaint(limit.span(), &format!("{nothing} at all is a rule that refuses")))
+            }
+            limit => Ok(limit.map(Spanned::into_inner)),
+        };
         Ok(Terms {
             request_bytes: written.request_bytes,
             handle_bytes: written.handle_bytes,
             open_files: written.open_files,
-            requests_per_second: written.requests_per_second.map(Spanned::into_inner),
-            run_seconds: written.run_seconds,
+            requests_per_second: some(written.requests_per_second, "no request")?,
+            run_seconds: some(written.run_seconds, "no time")?,
             output_bytes: written.output_bytes,
             run_as: run_as.transpose()?,
-            freeze_seconds: written.freeze_seconds,
-            clock_step_seconds: written.clock_step_seconds,
+            freeze_seconds: some(written.freeze_seconds, "no time")?,
+            clock_step_seconds: some(written.clock_step_seconds, "no step")?,
             redaction: Redaction::default(),
         })
     }
@@ -775,6 +778,10 @@ mod tests {
             (
                 "outcome = \"allow\"\n[rule.limits]\nrequests-per-second = 0",
                 "no request at all is a rule that refuses",
+            ),
+            (
+                "outcome = \"allow\"\n[rule.limits]\nfreeze-seconds = 0",
+                "no time at all is a rule that refuses",
             ),
             (
                 "outcome = \"allow\"\n[[rule.program]]\npath = \"/bin/x\"\narguments = [{ rest = true }, \"a\"]",
