@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use proto::message::ToFrontend;
+use authorize::By;
+use proto::message::{Found, ToFrontend};
 use proto::{Answer, limits};
 use tokio::sync::Notify;
 
@@ -25,6 +26,8 @@ pub(crate) struct Ask {
     /// Bytes of the payload that have not come.
     missing: Cell<u64>,
     changed: Notify,
+    /// What was found out about it, and the rule that permits it for that.
+    found: RefCell<Option<(Found, By)>>,
 }
 
 impl Ask {
@@ -48,6 +51,7 @@ impl Ask {
             pieces: RefCell::new(pieces),
             missing: Cell::new(length.saturating_sub(first.len() as u64)),
             changed: Notify::new(),
+            found: RefCell::default(),
         }
     }
 
@@ -89,6 +93,16 @@ impl Ask {
         while !self.cancelled.get() {
             self.changed.notified().await;
         }
+    }
+
+    /// Keeps what was found out about it for its record.
+    pub(crate) fn note(&self, found: Option<(Found, By)>) {
+        self.found.replace(found);
+    }
+
+    /// What was found out about it.
+    pub(crate) fn found(&self) -> Option<(Found, By)> {
+        self.found.take()
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {

@@ -57,6 +57,13 @@ pub(crate) struct Asked {
     file: Option<String>,
 }
 
+impl Asked {
+    /// Where the file is that the request's path led to.
+    pub(crate) fn led_to(&mut self, path: String) {
+        self.file = Some(path);
+    }
+}
+
 /// How a request ended.
 pub(crate) enum Outcome<'a> {
     /// The policy refused it.

@@ -17,7 +17,7 @@ use crate::Broker;
 use crate::ask::Ask;
 use crate::audit::Outcome;
 use crate::files;
-use crate::workers::{Event, Instance, role_of};
+use crate::workers::{Event, Instance, NotDone, role_of};
 
 /// What work returns: the reply, the last bytes of its first stream, and how many bytes of payload there were in all.
 pub(crate) struct Work {
@@ -62,7 +62,7 @@ pub(crate) fn too_late(command: &str, limit: Duration) -> Failed {
 /// Does what is asked, if it may be done.
 pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) {
     let file = broker.files.borrow().path_of(&request);
-    let asked = broker.audit.asked(&ask.channel, &request, file);
+    let mut asked = broker.audit.asked(&ask.channel, &request, file);
     let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
     let permitted = match authorize(&broker.sealed.policy, asker, request)
         .and_then(|permitted| not_too_often(broker, permitted))
@@ -86,15 +86,21 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
         }
     }
     let result = work(broker, ask, permitted).await;
-    let outcome = match &result {
-        Ok(work) => Outcome::Done(work.total),
-        Err(failed) => Outcome::Failed(failed),
+    let found = ask.found();
+    if let Some(path) = found.as_ref().and_then(|(found, _)| found.path.as_ref()) {
+        asked.led_to(path.to_string());
+    }
+    let (outcome, by) = match &result {
+        Ok(work) => (Outcome::Done(work.total), found.as_ref().map(|(_, by)| &by.rule)),
+        Err(NotDone::Failed(failed)) => (Outcome::Failed(failed), found.as_ref().map(|(_, by)| &by.rule)),
+        Err(NotDone::Denied(_, rule)) => (Outcome::Denied, Some(rule)),
     };
     // It has been done; the record before it is what was required.
-    let _ = broker.audit.request(&asked, Some(&rule), worker, &outcome, ask.is_abandoned());
+    let _ = broker.audit.request(&asked, Some(by.unwrap_or(&rule)), worker, &outcome, ask.is_abandoned());
     match result {
         Ok(work) => ask.answer(Answer::Done(work.reply), &work.last_bytes),
-        Err(failed) => ask.answer(Answer::Failed(failed), &[]),
+        Err(NotDone::Failed(failed)) => ask.answer(Answer::Failed(failed), &[]),
+        Err(NotDone::Denied(denied, _)) => ask.answer(Answer::Denied(denied), &[]),
     }
 }
 
@@ -121,14 +127,16 @@ fn not_too_often(broker: &Broker, permitted: Permitted) -> Result<Permitted, Box
     }
 }
 
-async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Result<Work, Failed> {
-    let terms = permitted.terms().cloned();
-    match permitted.into_request() {
-        Request::Agent(request) => agent_itself(broker, ask, &request),
-        Request::File(request) => files::work(broker, ask, request).await,
-        Request::Exec(exec::Request::Exec(request)) => start_program(broker, ask, request).await,
-        Request::Exec(exec::Request::Status(request)) => program_status(broker, ask, request).await,
-        Request::Fsfreeze(request) => crate::freeze::work(broker, ask, request, terms.as_deref()).await,
+async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Result<Work, NotDone> {
+    let (request, by) = permitted.into_parts();
+    match request {
+        Request::Agent(request) => Ok(agent_itself(broker, ask, &request)?),
+        Request::File(request) => files::work(broker, ask, request, by).await,
+        Request::Exec(exec::Request::Exec(request)) => Ok(start_program(broker, ask, request).await?),
+        Request::Exec(exec::Request::Status(request)) => Ok(program_status(broker, ask, request).await?),
+        Request::Fsfreeze(request) => {
+            Ok(crate::freeze::work(broker, ask, request, by.terms.as_deref()).await?)
+        },
         request @ (Request::Query(_)
         | Request::Net(_)
         | Request::NetAdmin(_)
@@ -166,7 +174,7 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
 }
 
 /// One job, one answer. The worker holds nothing: if it hangs it is ended.
-pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, NotDone> {
     let privilege = request.privilege();
     let role = role_of(privilege).ok_or_else(|| Failed::new("the agent answers this by itself"))?;
     let name = request.command().name();
@@ -178,12 +186,15 @@ pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> 
         running.insert(instance.run(job, limit, &[])).end().await.0
     });
     match done.await {
-        Ok(result) => result.map(Work::without_bytes),
+        Ok(result) => {
+            ask.note(running.and_then(|running| running.found()));
+            result.map(Work::without_bytes)
+        }
         Err(_) => {
             if let Some(running) = running {
                 running.kill_worker(broker);
             }
-            Err(too_late(name, limit))
+            Err(too_late(name, limit).into())
         }
     }
 }
@@ -233,7 +244,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
         };
         match broker.deadlines.within(limit, running.next()).await {
             Ok(Event::Taken) => {}
-            Ok(Event::End(result, _)) => return result.map(Work::without_bytes),
+            Ok(Event::End(result, _)) => return Ok(Work::without_bytes(result?)),
             Ok(Event::Lost(why)) => return Err(Failed::new(why)),
             Ok(Event::Piece(..)) | Err(_) => return Err(too_late("guest-exec", limit)),
         }

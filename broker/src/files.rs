@@ -12,10 +12,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use authorize::{Asker, By, Exceeded, Facts, Origin, decide};
 use jail::Role;
 use proto::file::{self, Reply, Request};
 use proto::message::{Detail, Job};
-use proto::{Dialect, Failed, Privilege, Text, limits};
+use proto::{Denied, Dialect, Failed, Privilege, Text, limits};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::Broker;
@@ -23,7 +24,7 @@ use crate::ask::Ask;
 use crate::deadlines::Deadlines;
 use crate::dispatch::{Work, deadline, size, too_late};
 use crate::numbers::Numbers;
-use crate::workers::{Instance, Running};
+use crate::workers::{Instance, NotDone, Running};
 
 const LIMIT: Duration = deadline(Privilege::File);
 /// What was read ahead longer ago than this may differ from the file by now.
@@ -45,7 +46,14 @@ pub(crate) struct Files {
 struct OpenFile {
     /// What the worker knows it by.
     key: u64,
+    /// For the log and the record: where it is, if the policy asks for that, else as it was named.
     path: String,
+    /// Where it is, if the policy asks for that.
+    found: Option<Text>,
+    /// The rule by which it was opened, whose limits it has.
+    by: By,
+    /// Bytes that have been read from it and written to it.
+    used: Cell<u64>,
     regular: bool,
     append: bool,
     instance: Rc<Instance>,
@@ -84,26 +92,12 @@ impl Files {
     /// The path of the open file that a request is about, for the record.
     pub(crate) fn path_of(&self, request: &proto::Request) -> Option<String> {
         let proto::Request::File(request) = request else { return None };
-        let key = match request {
-            Request::Close(file::OfHandle { handle }) | Request::Flush(file::OfHandle { handle }) => {
-                (Dialect::Qga, *handle)
-            }
-            Request::Read(read) => (Dialect::Qga, read.handle),
-            Request::Write(write) => (Dialect::Qga, write.handle),
-            Request::Seek(seek) => (Dialect::Qga, seek.handle),
-            Request::PhoenixClose(close) => (Dialect::Phoenix, close.handle_id),
-            Request::PhoenixRead(handle) => (Dialect::Phoenix, handle.handle_id),
-            Request::PhoenixWrite(write) => (Dialect::Phoenix, write.handle_id),
-            Request::Open(_)
-            | Request::PhoenixOpen(_)
-            | Request::Md5Sum(_)
-            | Request::Chown(_)
-            | Request::Chmod(_)
-            | Request::Stat(_)
-            | Request::CreateDirectory(_)
-            | Request::ListDirectory(_) => return None,
-        };
-        self.open.get(&key).map(|file| file.path.clone())
+        self.open.get(&handle_of(request)?).map(|file| file.path.clone())
+    }
+
+    /// How many files are open by a rule.
+    fn by_rule(&self, rule: &Origin) -> usize {
+        self.open.values().filter(|file| file.by.rule == *rule && !file.instance.has_ended()).count()
     }
 
     fn find(&mut self, dialect: Dialect, number: i64) -> Result<Rc<OpenFile>, Failed> {
@@ -152,6 +146,29 @@ impl Files {
     }
 }
 
+/// The handle that a request names.
+fn handle_of(request: &Request) -> Option<(Dialect, i64)> {
+    Some(match request {
+        Request::Close(file::OfHandle { handle }) | Request::Flush(file::OfHandle { handle }) => {
+            (Dialect::Qga, *handle)
+        }
+        Request::Read(read) => (Dialect::Qga, read.handle),
+        Request::Write(write) => (Dialect::Qga, write.handle),
+        Request::Seek(seek) => (Dialect::Qga, seek.handle),
+        Request::PhoenixClose(close) => (Dialect::Phoenix, close.handle_id),
+        Request::PhoenixRead(handle) => (Dialect::Phoenix, handle.handle_id),
+        Request::PhoenixWrite(write) => (Dialect::Phoenix, write.handle_id),
+        Request::Open(_)
+        | Request::PhoenixOpen(_)
+        | Request::Md5Sum(_)
+        | Request::Chown(_)
+        | Request::Chmod(_)
+        | Request::Stat(_)
+        | Request::CreateDirectory(_)
+        | Request::ListDirectory(_) => return None,
+    })
+}
+
 /// The path that a request names, and the operation as Phoenix calls it.
 fn path_named(request: &Request) -> Option<(&Text, &'static str)> {
     match request {
@@ -189,22 +206,32 @@ fn refused(request: &Request, errno: nix::errno::Errno) -> Failed {
 }
 
 /// Carries out a request of the file privilege.
-pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -> Result<Work, Failed> {
+pub(crate) async fn work(
+    broker: &Rc<Broker>,
+    ask: &Rc<Ask>,
+    request: Request,
+    by: By,
+) -> Result<Work, NotDone> {
     // A job must fit into one frame, and the kernel would say the same.
     if path_named(&request).is_some_and(|(path, _)| path.0.len() > limits::PATH) {
-        return Err(refused(&request, nix::errno::Errno::ENAMETOOLONG));
+        return Err(refused(&request, nix::errno::Errno::ENAMETOOLONG).into());
     }
     let find = |dialect, number| broker.files.borrow_mut().find(dialect, number);
     match request {
-        Request::Open(_) | Request::PhoenixOpen(_) => open(broker, ask, request).await,
+        Request::Open(_) | Request::PhoenixOpen(_) => open(broker, ask, request, by).await,
         Request::Read(read) => {
             let file = find(Dialect::Qga, read.handle)?;
+            file.permits(broker, ask, &Request::Read(read))?;
             file.read(broker, ask, read).await
         }
         Request::Write(write) => {
             let file = find(Dialect::Qga, write.handle)?;
+            let request = Request::Write(write.clone());
+            file.permits(broker, ask, &request)?;
             let total = write.count.unwrap_or(i64::MAX);
-            let written = file.write(ask, write.buf_b64.length, || Request::Write(write.clone())).await?;
+            // A count that is no count is the worker's to refuse.
+            let bytes = u64::try_from(total).unwrap_or(0).min(write.buf_b64.length);
+            let written = file.write(ask, write.buf_b64.length, bytes, &request).await?;
             // What the worker refuses has not come this far, so this is what was asked for.
             let count = i64::try_from(written).unwrap_or(total);
             Ok(Work {
@@ -219,9 +246,8 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
         Request::Flush(handle) => {
             let file = find(Dialect::Qga, handle.handle)?;
             let _one_at_a_time = file.position.lock().await;
-            file.run(ask, Request::Flush(handle), Detail::default(), &[])
-                .await
-                .map(|(reply, _)| Work::without_bytes(reply))
+            let (reply, _) = file.run(ask, Request::Flush(handle), Detail::default(), &[]).await?;
+            Ok(Work::without_bytes(reply))
         }
         Request::Close(handle) => {
             let file = find(Dialect::Qga, handle.handle)?;
@@ -229,12 +255,17 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
             // Whatever closing it says, the number is gone: a failed close is not repeated.
             let result = file.run(ask, request, Detail::default(), &[]).await;
             broker.files.borrow_mut().remove(Dialect::Qga, handle.handle);
-            result.map(|(reply, _)| Work::without_bytes(reply))
+            let (reply, _) = result?;
+            Ok(Work::without_bytes(reply))
         }
         Request::PhoenixRead(handle) => {
             let file = find(Dialect::Phoenix, handle.handle_id)?;
+            file.permits(broker, ask, &request)?;
             let _one_at_a_time = file.position.lock().await;
+            // The worker reads no more than that.
+            file.readable(Dialect::Phoenix, 1)?;
             let (reply, bytes) = file.run(ask, request, Detail::default(), &[]).await?;
+            file.use_up(size(&bytes));
             if matches!(reply, Reply::PhoenixRead(file::PhoenixReadDone { eof: true })) {
                 broker.files.borrow_mut().remove(Dialect::Phoenix, handle.handle_id);
             }
@@ -242,14 +273,17 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
         }
         Request::PhoenixWrite(write) => {
             let file = find(Dialect::Phoenix, write.handle_id)?;
-            let length = write.bufb64.length;
+            let (length, number) = (write.bufb64.length, write.handle_id);
             // Every job says so; the worker closes with the last piece, or when one fails.
             let closes = write.eof;
-            let result = file.write(ask, length, || Request::PhoenixWrite(write.clone())).await;
-            if closes {
-                broker.files.borrow_mut().remove(Dialect::Phoenix, write.handle_id);
+            let request = Request::PhoenixWrite(write);
+            file.permits(broker, ask, &request)?;
+            let result = file.write(ask, length, length, &request).await;
+            // What was refused has not come to the worker, which then has it open.
+            if closes && !matches!(result, Err(NotDone::Denied(..))) {
+                broker.files.borrow_mut().remove(Dialect::Phoenix, number);
             }
-            result.map(|total| Work { total, ..Work::without_bytes(Reply::PhoenixWrite(true)) })
+            Ok(Work { total: result?, ..Work::without_bytes(Reply::PhoenixWrite(true)) })
         }
         Request::PhoenixClose(handle) => {
             // Clients close after the end has closed for them: every number is as good.
@@ -272,6 +306,7 @@ pub(crate) async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) -
             let running = instance.run(job(ask, request, Detail::default()), LIMIT, &[]);
             let (result, _) =
                 broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+            ask.note(running.found());
             result.map(Work::without_bytes)
         }
     }
@@ -289,13 +324,13 @@ fn job(ask: &Ask, request: Request, detail: Detail) -> Job {
     Job { channel: ask.channel.to_string(), request: request.into(), detail }
 }
 
-async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, Failed> {
+async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request, by: By) -> Result<Work, NotDone> {
     let (dialect, path, append) = match &request {
         Request::Open(open) => {
             (Dialect::Qga, open.path.to_string(), open.mode.as_deref().is_some_and(|mode| mode.contains('a')))
         }
         Request::PhoenixOpen(open) => (Dialect::Phoenix, open.path.to_string(), false),
-        _ => return Err(Failed::new("not an open")),
+        _ => return Err(Failed::new("not an open").into()),
     };
     let name = request.command().name();
     let (number, key) = {
@@ -304,7 +339,11 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
             files.open.retain(|_, file| !file.instance.has_ended());
         }
         if files.open.len() >= limits::OPEN_FILES {
-            return Err(refused(&request, nix::errno::Errno::EMFILE));
+            return Err(refused(&request, nix::errno::Errno::EMFILE).into());
+        }
+        // Where it is not known yet which rule it will be, the worker says.
+        if !broker.sealed.policy.asks_paths() {
+            room(&files, &request, &by)?;
         }
         match dialect {
             Dialect::Qga => {
@@ -318,7 +357,8 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
         }
     };
     let instance = acquire(broker, name).await?;
-    let running = instance.run(job(ask, request, Detail { handle: key, ..Detail::default() }), LIMIT, &[]);
+    let detail = Detail { handle: key, ..Detail::default() };
+    let running = instance.run(job(ask, request.clone(), detail), LIMIT, &[]);
     running.if_late(Box::new(move |_, instance, result| {
         if result.is_ok() {
             instance.forget(key);
@@ -326,17 +366,25 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
     }));
     let (result, kind) =
         broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+    let found = running.found();
+    ask.note(found.clone());
     result?;
     if ask.is_abandoned() {
         instance.forget(key);
-        return Err(Failed::new(format!("{name} was given up before the file was open")));
+        return Err(Failed::new(format!("{name} was given up before the file was open")).into());
     }
+    let (found, by) = found.map_or((None, by), |(found, by)| (found.path, by));
+    // Another may have been opened meanwhile.
+    room(&broker.files.borrow(), &request, &by).inspect_err(|_| instance.forget(key))?;
     let number = i64::try_from(number).unwrap_or(i64::MAX);
     let regular = kind.first() == Some(&1);
     let known = (regular && !append).then_some(0);
     let file = OpenFile {
         key,
-        path,
+        path: found.as_ref().map_or(path, ToString::to_string),
+        found,
+        by,
+        used: Cell::new(0),
         regular,
         append,
         instance: instance.clone(),
@@ -352,23 +400,70 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request) -> Result<Work, 
     }))
 }
 
+/// Whether the rule allows one more open file.
+fn room(files: &Files, request: &Request, by: &By) -> Result<(), Failed> {
+    let Some(terms) = by.terms.as_ref().filter(|terms| terms.open_files.is_some()) else { return Ok(()) };
+    terms.room(files.by_rule(&by.rule)).map_err(|exceeded| {
+        let full = refused(request, nix::errno::Errno::EMFILE);
+        Failed { text: format!("{}: {exceeded}", full.text), ..full }
+    })
+}
+
 impl OpenFile {
+    /// Whether the policy permits `request`, which reads or writes, where the file is: it may have been opened for something else,
+    /// or by another channel.
+    fn permits(&self, broker: &Broker, ask: &Ask, request: &Request) -> Result<(), NotDone> {
+        let Some(Text(path)) = &self.found else { return Ok(()) };
+        let asker = Asker { channel: &ask.channel, frozen: false };
+        let facts = Facts { path: Some(path), uid: None };
+        match decide(&broker.sealed.policy, asker, &request.clone().into(), facts) {
+            Ok(_) => Ok(()),
+            Err((denied, rule)) => Err(NotDone::Denied(denied, rule)),
+        }
+    }
+
+    /// How many of `count` bytes may be read now.
+    fn readable(&self, dialect: Dialect, count: u64) -> Result<u64, NotDone> {
+        let Some(terms) = &self.by.terms else { return Ok(count) };
+        terms.readable(count, self.used.get()).map_err(|exceeded| self.beyond(dialect, "read", exceeded))
+    }
+
+    /// Whether `count` bytes may be written now.
+    fn writable(&self, dialect: Dialect, count: u64) -> Result<(), NotDone> {
+        let Some(terms) = &self.by.terms else { return Ok(()) };
+        terms.writable(count, self.used.get()).map_err(|exceeded| self.beyond(dialect, "write", exceeded))
+    }
+
+    fn use_up(&self, count: u64) {
+        self.used.set(self.used.get().saturating_add(count));
+    }
+
+    /// A refusal by a limit of the rule by which the file was opened.
+    fn beyond(&self, dialect: Dialect, operation: &str, exceeded: Exceeded) -> NotDone {
+        let what = match (dialect, operation) {
+            (Dialect::Phoenix, _) => format!("{operation} {}: permission denied", self.path),
+            (Dialect::Qga, "read") => "failed to read file: Permission denied".to_owned(),
+            (Dialect::Qga, _) => "failed to write to file: Permission denied".to_owned(),
+        };
+        NotDone::Denied(Denied::Arguments(format!("{what}: {exceeded}")), self.by.rule.clone())
+    }
+
     fn start(&self, ask: &Ask, request: Request, mut detail: Detail, payload: &[u8]) -> Running {
         detail.handle = self.key;
         self.instance.run(job(ask, request, detail), LIMIT, payload)
     }
 
     /// Waits for a job on this file. One that does not end leaves the file busy until it does.
-    async fn finish(self: &Rc<Self>, name: &str, running: Running) -> Result<(Reply, Vec<u8>), Failed> {
+    async fn finish(self: &Rc<Self>, name: &str, running: Running) -> Result<(Reply, Vec<u8>), NotDone> {
         let Ok((result, bytes)) = self.deadlines.within(LIMIT, running.end()).await else {
             self.stuck.set(true);
             let file = self.clone();
             running.if_late(Box::new(move |_, _, _| file.stuck.set(false)));
-            return Err(too_late(name, LIMIT));
+            return Err(too_late(name, LIMIT).into());
         };
         match result? {
             proto::Reply::File(reply) => Ok((reply, bytes)),
-            _ => Err(Failed::new("the file worker answered something else")),
+            _ => Err(Failed::new("the file worker answered something else").into()),
         }
     }
 
@@ -378,26 +473,28 @@ impl OpenFile {
         request: Request,
         detail: Detail,
         payload: &[u8],
-    ) -> Result<(Reply, Vec<u8>), Failed> {
+    ) -> Result<(Reply, Vec<u8>), NotDone> {
         let name = request.command().name();
         let running = self.start(ask, request, detail, payload);
         self.finish(name, running).await
     }
 
-    /// Writes the request's payload, one job for each piece; returns how many bytes were written.
+    /// Writes `bytes` of the request's payload, which has `length`, one job for each piece; returns how many were written.
     async fn write(
         self: &Rc<Self>,
         ask: &Ask,
         length: u64,
-        request: impl Fn() -> Request,
-    ) -> Result<u64, Failed> {
+        bytes: u64,
+        request: &Request,
+    ) -> Result<u64, NotDone> {
         let mut position = self.position.lock().await;
+        self.writable(request.command().dialect, bytes)?;
         position.ahead = None;
         let (mut at, mut written) = (0_u64, 0_u64);
         loop {
             let piece = if at < length { ask.next_piece().await } else { Some(Vec::new()) };
             let Some(piece) = piece else {
-                return Err(Failed::new("the request was abandoned before all of its data had come"));
+                return Err(Failed::new("the request was abandoned before all of its data had come").into());
             };
             let next = at.saturating_add(size(&piece));
             let detail = Detail {
@@ -405,7 +502,7 @@ impl OpenFile {
                 position: position.known.filter(|_| std::mem::take(&mut position.behind)),
                 ..Detail::default()
             };
-            let result = self.run(ask, request(), detail, &piece).await;
+            let result = self.run(ask, request.clone(), detail, &piece).await;
             let count = match result {
                 Ok((Reply::Write(done), _)) => u64::try_from(done.count).unwrap_or_default(),
                 Ok(_) => size(&piece),
@@ -416,6 +513,7 @@ impl OpenFile {
                 }
             };
             written = written.saturating_add(count);
+            self.use_up(count);
             position.known =
                 position.known.filter(|_| !self.append).and_then(|known| known.checked_add(count));
             at = next;
@@ -425,7 +523,7 @@ impl OpenFile {
         }
     }
 
-    async fn seek(self: &Rc<Self>, ask: &Ask, mut seek: file::Seek) -> Result<Work, Failed> {
+    async fn seek(self: &Rc<Self>, ask: &Ask, mut seek: file::Seek) -> Result<Work, NotDone> {
         let mut position = self.position.lock().await;
         position.ahead = None;
         if seek.whence == file::Whence(1)
@@ -444,18 +542,25 @@ impl OpenFile {
         Ok(Work::without_bytes(reply))
     }
 
-    async fn read(self: &Rc<Self>, broker: &Rc<Broker>, ask: &Ask, read: file::Read) -> Result<Work, Failed> {
+    async fn read(
+        self: &Rc<Self>,
+        broker: &Rc<Broker>,
+        ask: &Ask,
+        read: file::Read,
+    ) -> Result<Work, NotDone> {
         let count = read.count.unwrap_or(DEFAULT_COUNT);
         let wanted = u64::try_from(count)
             .ok()
             .filter(|count| *count <= limits::FILE_READ)
             .ok_or_else(|| Failed::new(format!("value '{count}' is invalid for argument count")))?;
         let position = self.position.lock().await;
+        let wanted = self.readable(Dialect::Qga, wanted)?;
         let mut reading = Reading { file: self, ask, read, position, sent: 0, eof: false, in_order: false };
         let begin = reading.position.known;
         reading.in_order = begin.is_some() && reading.position.last_end == begin;
         let last_bytes = reading.pieces(broker, wanted).await?;
         let (sent, eof) = (reading.sent.saturating_add(size(&last_bytes)), reading.eof);
+        self.use_up(sent);
         let mut position = reading.position;
         if let Some(begin) = begin {
             position.known = begin.checked_add(sent);
@@ -481,7 +586,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// Sends all pieces but the last, which it returns. What goes wrong after the first piece is a short read.
-    async fn pieces(&mut self, broker: &Rc<Broker>, wanted: u64) -> Result<Vec<u8>, Failed> {
+    async fn pieces(&mut self, broker: &Rc<Broker>, wanted: u64) -> Result<Vec<u8>, NotDone> {
         let mut last = self.take_ahead(wanted);
         let mut asked: Option<Running> = None;
         loop {
@@ -504,7 +609,7 @@ impl Reading<'_> {
             }
             let (done, mut bytes) = match self.file.finish("guest-file-read", running).await {
                 Ok((Reply::Read(done), bytes)) => (done, bytes),
-                Ok(_) => return Err(Failed::new("the file worker answered something else")),
+                Ok(_) => return Err(Failed::new("the file worker answered something else").into()),
                 Err(_) if have > 0 => return Ok(last),
                 Err(failed) => return Err(failed),
             };

@@ -195,7 +195,7 @@ pub(crate) async fn work(
             thaw(broker, "it was asked for").await?;
             Reply::PhoenixThaw(true)
         }
-        Request::Trim(_) => return simple(broker, ask, request.into()).await,
+        Request::Trim(_) => return simple(broker, ask, request.into()).await.map_err(Failed::from),
     };
     Ok(Work::without_bytes(reply))
 }
@@ -375,7 +375,7 @@ async fn run(
     let work = broker.deadlines.within(limit, async {
         let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: channel.to_owned(), request: request.into(), detail: Detail::default() };
-        Ok(running.insert(instance.run(job, limit, &[])).end().await.0)
+        Ok(running.insert(instance.run(job, limit, &[])).end().await.0.map_err(Failed::from))
     });
     let result = work.await;
     let lost = running.as_ref().is_some_and(crate::workers::Running::is_lost);

@@ -9,10 +9,11 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use authorize::{Asker, By, Facts, Origin, decide};
 use jail::Role;
 use pipe::Receiver;
-use proto::message::{FromWorker, Hello, Job, ToWorker};
-use proto::{Command, Failed, PeerFault, Privilege, Reply, limits};
+use proto::message::{Found, FromWorker, Hello, Job, ToWorker};
+use proto::{Denied, Failed, PeerFault, Privilege, Reply, limits};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -98,7 +99,10 @@ enum State {
 
 /// Where the events of one job arrive.
 struct Slot {
-    command: &'static Command,
+    /// As it was sent.
+    job: Job,
+    /// What the worker has found out about it, and the rule that permits it for that.
+    found: RefCell<Option<(Found, By)>>,
     /// Pieces of the reply that the worker may still send, and pieces of the payload that it has not said it took.
     pieces: Cell<u16>,
     untaken: Cell<u16>,
@@ -116,13 +120,38 @@ pub(crate) enum Event {
     /// A piece of the payload has been taken.
     Taken,
     /// It has ended, perhaps with the last bytes of the first stream.
-    End(Result<Reply, Failed>, Vec<u8>),
+    End(Result<Reply, NotDone>, Vec<u8>),
     /// The worker has ended; what it did of the job is unknown.
     Lost(String),
 }
 
+/// Why work was not done.
+#[derive(Debug)]
+pub(crate) enum NotDone {
+    /// It went wrong.
+    Failed(Failed),
+    /// The policy refuses it, for what was found out about it; by this rule.
+    Denied(Denied, Origin),
+}
+
+impl From<Failed> for NotDone {
+    fn from(failed: Failed) -> Self {
+        NotDone::Failed(failed)
+    }
+}
+
+/// For work about which nothing is found out.
+impl From<NotDone> for Failed {
+    fn from(not_done: NotDone) -> Self {
+        match not_done {
+            NotDone::Failed(failed) => failed,
+            NotDone::Denied(denied, _) => Failed::new(denied.to_string()),
+        }
+    }
+}
+
 /// What to do when a job that was given up succeeds after all.
-pub(crate) type Late = Box<dyn FnOnce(&Broker, &Rc<Instance>, Result<Reply, Failed>)>;
+pub(crate) type Late = Box<dyn FnOnce(&Broker, &Rc<Instance>, Result<Reply, NotDone>)>;
 
 /// A job under way. Dropped before its end, it is given up.
 pub(crate) struct Running {
@@ -294,13 +323,17 @@ impl Instance {
     pub(crate) fn run(self: &Rc<Self>, job: Job, deadline: Duration, payload: &[u8]) -> Running {
         let id = self.next_job.get();
         self.next_job.set(id + 1);
-        let slot = Rc::new(Slot::new(job.request.command()));
+        let message = ToWorker::Job(job);
+        if !self.has_ended() {
+            let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+            self.send(id, deadline_ms, &message, payload);
+        }
+        let ToWorker::Job(job) = message else { unreachable!("it was made so above") };
+        let slot = Rc::new(Slot::new(job));
         if self.has_ended() {
             slot.push(Event::Lost(self.lost()));
         } else {
             self.jobs.borrow_mut().insert(id, slot.clone());
-            let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-            self.send(id, deadline_ms, &ToWorker::Job(job), payload);
         }
         Running {
             instance: self.clone(),
@@ -334,6 +367,13 @@ impl Instance {
         )
     }
 
+    /// A job has ended.
+    fn done(&self, broker: &Broker, id: u64) {
+        self.jobs.borrow_mut().remove(&id);
+        self.idle_since.set(Instant::now());
+        broker.workers.freed.notify_waiters();
+    }
+
     /// Handles one message; an error is the worker's fault.
     fn take(
         self: &Rc<Self>,
@@ -352,14 +392,27 @@ impl Instance {
                 use_up(&slot.untaken, "that it took what it was not given")?;
                 Event::Taken
             }
-            FromWorker::Answer(Ok(reply)) if !std::ptr::eq(reply.command(), slot.command) => {
-                return Err(format!("a reply of {} to {}", reply.command().name(), slot.command.name()));
+            FromWorker::Answer(Ok(reply), _)
+                if !std::ptr::eq(reply.command(), slot.job.request.command()) =>
+            {
+                let asked = slot.job.request.command().name();
+                return Err(format!("a reply of {} to {asked}", reply.command().name()));
             }
-            FromWorker::Answer(result) => {
-                self.jobs.borrow_mut().remove(&id);
-                self.idle_since.set(Instant::now());
-                broker.workers.freed.notify_waiters();
-                Event::End(result, payload.to_vec())
+            FromWorker::Answer(result, found) => {
+                if found != Found::default() {
+                    let by = slot.decide(broker, &found)?;
+                    let by = by.map_err(|(_, rule)| format!("that it did what rule {rule} refuses"))?;
+                    slot.found.replace(Some((found, by)));
+                }
+                self.done(broker, id);
+                Event::End(result.map_err(NotDone::Failed), payload.to_vec())
+            }
+            FromWorker::Denied(found) => {
+                let Err((denied, rule)) = slot.decide(broker, &found)? else {
+                    return Err("a refusal of what the policy permits".to_owned());
+                };
+                self.done(broker, id);
+                Event::End(Err(NotDone::Denied(denied, rule)), Vec::new())
             }
             FromWorker::Refused(rule) => {
                 return Err(format!("a refusal by rule {rule} of what was permitted"));
@@ -383,15 +436,26 @@ fn use_up(allowance: &Cell<u16>, what: &str) -> Result<(), String> {
 }
 
 impl Slot {
-    fn new(command: &'static Command) -> Self {
+    fn new(job: Job) -> Self {
         Slot {
-            command,
+            job,
+            found: RefCell::default(),
             pieces: Cell::new(limits::WINDOW),
             untaken: Cell::new(1),
             events: RefCell::default(),
             arrived: Notify::new(),
             late: RefCell::default(),
         }
+    }
+
+    /// What the policy says of the job by what was found out about it. The worker's word for that is as good as its work: one that
+    /// has been taken over can do what its jail permits, and say what it likes.
+    fn decide(&self, broker: &Broker, found: &Found) -> Result<Result<By, (Denied, Origin)>, String> {
+        if found.path.as_ref().is_some_and(|path| path.0.len() > limits::FOUND_PATH) {
+            return Err("a path that is too long".to_owned());
+        }
+        let asker = Asker { channel: &self.job.channel, frozen: false };
+        Ok(decide(&broker.sealed.policy, asker, &self.job.request, Facts::from(found)))
     }
 
     fn push(&self, event: Event) {
@@ -417,14 +481,20 @@ impl Running {
     }
 
     /// Waits for the end of a job that has no pieces.
-    pub(crate) async fn end(&self) -> (Result<Reply, Failed>, Vec<u8>) {
+    pub(crate) async fn end(&self) -> (Result<Reply, NotDone>, Vec<u8>) {
         loop {
             match self.next().await {
                 Event::End(result, bytes) => return (result, bytes),
-                Event::Lost(why) => return (Err(Failed::new(why)), Vec::new()),
+                Event::Lost(why) => return (Err(Failed::new(why).into()), Vec::new()),
                 Event::Piece(..) | Event::Taken => {}
             }
         }
+    }
+
+    /// What the worker has found out about the job, and the rule that permits it for that; nothing before its end, and where the
+    /// policy does not ask.
+    pub(crate) fn found(&self) -> Option<(Found, By)> {
+        self.slot.found.take()
     }
 
     /// Whether the worker ended before it had answered.

@@ -18,7 +18,7 @@ use jail::Role;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use pipe::Pipe;
-use proto::message::{Detail, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
+use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
 use proto::settings::{AuditSink, ChannelSettings, Method, Settings};
 use proto::{Dialect, Failed, Group, Request, agent as agent_commands, exec, net, query};
 use serde_json::json;
@@ -460,7 +460,7 @@ fn a_worker_wants_a_hello_first_and_only_one() {
 fn a_worker_ends_at_a_message_of_the_other_direction() {
     for role in WORKERS {
         let worker = Alone::greeted(role);
-        worker.send_as(&FromWorker::Answer(Err(Failed::new("what a worker says"))));
+        worker.send_as(&FromWorker::Answer(Err(Failed::new("what a worker says")), Found::default()));
         let (status, log) = worker.end();
         assert_eq!(status.code(), Some(1), "{role}: {log}");
         assert!(log.contains("sent"), "{role}: {log}");
@@ -840,7 +840,7 @@ fn the_broker_has_a_worker_killed_that_is_another_worker() {
 fn the_broker_has_a_worker_killed_that_answers_what_it_was_not_asked() {
     let broker = LoneBroker::start();
     let (frontend, worker, _job) = employed(&broker);
-    say(&worker, 4711, &FromWorker::Answer(Err(Failed::new("x"))), &[]);
+    say(&worker, 4711, &FromWorker::Answer(Err(Failed::new("x")), Found::default()), &[]);
     kills_the_worker(&broker, &frontend);
 }
 
@@ -860,13 +860,31 @@ fn the_broker_has_a_worker_killed_that_refuses_what_it_permitted() {
     kills_the_worker(&broker, &frontend);
 }
 
+#[test]
+fn the_broker_has_a_worker_killed_that_refuses_what_the_policy_permits_for_what_was_found() {
+    let broker = LoneBroker::start();
+    let (frontend, worker, job) = employed(&broker);
+    let found = Found { path: Some("/etc/shadow".into()), uid: None };
+    say(&worker, job, &FromWorker::Denied(found), &[]);
+    kills_the_worker(&broker, &frontend);
+}
+
+#[test]
+fn the_broker_has_a_worker_killed_that_finds_a_path_longer_than_any() {
+    let broker = LoneBroker::start();
+    let (frontend, worker, job) = employed(&broker);
+    let found = Found { path: Some("/a".repeat(4000).as_str().into()), uid: None };
+    say(&worker, job, &FromWorker::Answer(Err(Failed::new("x")), found), &[]);
+    kills_the_worker(&broker, &frontend);
+}
+
 // An answer of another command's form would be encoded as this one's.
 #[test]
 fn an_answer_of_another_kind_of_worker_does_not_reach_the_host() {
     let broker = LoneBroker::start();
     let (frontend, worker, job) = employed(&broker);
     let reply = exec::Reply::Exec(exec::Started { pid: 1 });
-    say(&worker, job, &FromWorker::Answer(Ok(reply.into())), &[]);
+    say(&worker, job, &FromWorker::Answer(Ok(reply.into()), Found::default()), &[]);
     kills_the_worker(&broker, &frontend);
 }
 
@@ -910,7 +928,7 @@ fn the_broker_sends_nothing_behind_the_end_of_a_frontend() {
     assert!(matches!(hello, ToWorker::Hello(_)));
     let job = pipe.receive(&mut buffer).unwrap().unwrap();
     assert!(matches!(job.message, ToWorker::Job(_)));
-    pipe.send(job.id, 0, &FromWorker::Answer(Err(Failed::new("late"))), &[]).unwrap();
+    pipe.send(job.id, 0, &FromWorker::Answer(Err(Failed::new("late")), Found::default()), &[]).unwrap();
     let mut byte = [0];
     sleep(Duration::from_millis(100));
     let more = recv(pipe.socket().as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT);

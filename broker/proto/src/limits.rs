@@ -36,6 +36,9 @@ pub const CAPTURED: usize = 16 * 1024 * 1024;
 /// Path names, as the kernel's PATH_MAX, without the final NUL.
 pub const PATH: usize = 4095;
 
+/// The path of what is to be made: that of a directory, a slash, and a name.
+pub const FOUND_PATH: usize = PATH + 1 + 255;
+
 /// A command on which another waits is given up once it has not moved for this long ...
 pub const PATIENCE: Duration = Duration::from_millis(100);
 

@@ -6,7 +6,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::{Answer, CommandId, Dialect, Failed, Request, settings::ChannelSettings};
+use crate::{Answer, CommandId, Dialect, Failed, Request, Text, settings::ChannelSettings};
 
 /// First message each way. A different build id ends the receiver: it belongs to another build.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -124,6 +124,16 @@ pub struct Detail {
     pub count: u32,
 }
 
+/// What a worker has found out about a request, where the policy asks for it: the broker decides by it as the worker has done, and
+/// so knows the rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Found {
+    /// The absolute path of what a path led to; at most [`FOUND_PATH`](crate::limits::FOUND_PATH) bytes.
+    pub path: Option<Text>,
+    /// The number of the user that was named.
+    pub uid: Option<u32>,
+}
+
 /// From a worker to the broker.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum FromWorker {
@@ -133,7 +143,9 @@ pub enum FromWorker {
     /// [`WINDOW`](crate::limits::WINDOW) of them until the broker says `More`.
     Piece(u8),
     /// The job has ended. Bytes of the reply's first stream may be behind it.
-    Answer(Result<crate::Reply, Failed>),
+    Answer(Result<crate::Reply, Failed>, Found),
+    /// The job has not been done: the policy refuses it, for what was found out.
+    Denied(Found),
     /// The worker's own policy refuses what the broker permitted: one of the two has been taken over.
     Refused(String),
     /// A piece of a payload has been taken (`guest-exec` input).

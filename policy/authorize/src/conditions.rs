@@ -7,6 +7,7 @@
 //! is taken to match and one that refuses is not; the worker decides again with what it has really found.
 
 use bincode::{Decode, Encode};
+use proto::message::Found;
 use proto::{Command, Group, Request, Text, account, exec, file, fsfreeze, hotplug, netadmin, power};
 
 use crate::{Network, Pattern};
@@ -126,13 +127,19 @@ impl Program {
     }
 }
 
-/// What a worker has found out about a request; nothing, in the broker.
+/// What a worker has found out about a request; nothing, before it has.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Facts<'a> {
-    /// The absolute path of what a path led to.
+    /// The absolute path of what a path led to; of a request about an open file, that by which it was opened.
     pub path: Option<&'a [u8]>,
     /// The number of the user that was named.
     pub uid: Option<u32>,
+}
+
+impl<'a> From<&'a Found> for Facts<'a> {
+    fn from(found: &'a Found) -> Self {
+        Facts { path: found.path.as_ref().map(|Text(path)| path.as_slice()), uid: found.uid }
+    }
 }
 
 /// An argument, as far as a condition can be about it.
@@ -187,9 +194,12 @@ impl<'a> Subject<'a> {
     }
 
     pub(crate) fn path(&self) -> Shown<&'a [u8]> {
-        match asked_path(self.request) {
-            None => Shown::Absent,
-            Some(_) => self.facts.path.map_or(Shown::Unknown, |path| Shown::These(vec![path])),
+        match (self.facts.path, asked_path(self.request)) {
+            (Some(path), Some(_)) => Shown::These(vec![path]),
+            // Reading what was opened to be written is decided as reading there.
+            (Some(path), None) if self.follows => Shown::These(vec![path]),
+            (None, Some(_)) => Shown::Unknown,
+            (_, None) => Shown::Absent,
         }
     }
 

@@ -26,6 +26,8 @@ enum Key {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Index {
     commands: Vec<OfCommand>,
+    /// Whether any rule is about paths.
+    asks_paths: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +45,11 @@ struct OfCommand {
 impl Index {
     pub(crate) fn of(rules: &[Rule]) -> Self {
         let commands = proto::commands().map(|command| OfCommand::of(command, rules)).collect();
-        Index { commands }
+        Index { commands, asks_paths: rules.iter().any(|rule| !rule.when.paths.is_empty()) }
+    }
+
+    pub(crate) fn asks_paths(&self) -> bool {
+        self.asks_paths
     }
 
     fn command(&self, command: &'static Command) -> Option<&OfCommand> {
@@ -69,6 +75,7 @@ impl Index {
                 Shown::Absent => {}
                 Shown::Unknown => unresolved = true,
                 Shown::These(paths) => {
+                    unresolved = false;
                     paths.iter().for_each(|path| ancestors(path).for_each(|dir| add(Key::Path(dir.to_vec()))))
                 }
             }

@@ -22,7 +22,7 @@ pub use pattern::{BadPattern, Network, Pattern};
 pub use policy::{Origin, Outcome, Policy, Rule};
 pub use redaction::{Member, Redaction};
 pub use sealed::{Sealed, SealedError};
-pub use terms::{RunAs, Terms};
+pub use terms::{Exceeded, RunAs, Terms};
 pub use trace::{Considered, consider};
 
 use conditions::Subject;
@@ -43,9 +43,7 @@ pub struct Asker<'a> {
 #[must_use]
 pub struct Permitted {
     request: Request,
-    rule: Origin,
-    outcome: Outcome,
-    terms: Option<Arc<Terms>>,
+    by: By,
 }
 
 impl Permitted {
@@ -61,17 +59,22 @@ impl Permitted {
 
     /// The rule that permits it.
     pub fn rule(&self) -> &Origin {
-        &self.rule
+        &self.by.rule
     }
 
     /// What that rule says: [`Outcome::Allow`] or [`Outcome::Redact`].
     pub fn outcome(&self) -> Outcome {
-        self.outcome
+        self.by.outcome
     }
 
     /// How it is to be done, if the rule says so.
     pub fn terms(&self) -> Option<&Arc<Terms>> {
-        self.terms.as_ref()
+        self.by.terms.as_ref()
+    }
+
+    /// The request, and by what it is permitted.
+    pub fn into_parts(self) -> (Request, By) {
+        (self.request, self.by)
     }
 }
 
@@ -95,7 +98,7 @@ pub struct Refusal {
 /// [`Refusal`] with what the host reads and the rule behind it.
 pub fn authorize(policy: &Policy, asker: Asker<'_>, request: Request) -> Result<Permitted, Box<Refusal>> {
     match decide(policy, asker, &request, Facts::default()) {
-        Ok(By { rule, outcome, terms }) => Ok(Permitted { request, rule, outcome, terms }),
+        Ok(by) => Ok(Permitted { request, by }),
         Err((denied, rule)) => Err(Box::new(Refusal { denied, rule, request })),
     }
 }

@@ -3,7 +3,7 @@
 use authorize::{Origin, Outcome, Policy, Rule, Sealed};
 use compile::{Bundle, RpcList, Source};
 use pipe::{Encode, encode_head};
-use proto::message::{Detail, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
+use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
 use proto::settings::{AuditSink, ChannelSettings, Method, Settings};
 use proto::{
     Answer, Denied, Dialect, Failed, Group, NoArguments, Payload, Reply, Request, agent, file, query,
@@ -151,11 +151,13 @@ fn to_worker() -> Vec<ToWorker> {
 }
 
 fn from_worker() -> Vec<FromWorker> {
-    let done = replies().into_iter().map(|reply| FromWorker::Answer(Ok(reply)));
+    let done = replies().into_iter().map(|reply| FromWorker::Answer(Ok(reply), Found::default()));
+    let found = Found { path: Some("/srv/file".into()), uid: Some(1000) };
     let others = [
         FromWorker::Hello(hello()),
         FromWorker::Piece(1),
-        FromWorker::Answer(Err(Failed::new("failed"))),
+        FromWorker::Answer(Err(Failed::new("failed")), found.clone()),
+        FromWorker::Denied(found),
         FromWorker::Refused("no".to_owned()),
         FromWorker::Taken,
     ];

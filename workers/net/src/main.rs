@@ -25,7 +25,7 @@ fn main() {
     });
     let files = RouteFiles::open();
     birth.serve(move |request, _| {
-        Ok(match request {
+        Ok::<_, proto::Failed>(match request {
             Request::Interfaces(_) => Reply::Interfaces(interfaces::qga(&mut netlink)?),
             Request::Routes(_) => Reply::Routes(files.read()?),
             Request::PhoenixInterfaces(_) => Reply::PhoenixInterfaces(interfaces::phoenix(&mut netlink)?),

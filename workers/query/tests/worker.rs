@@ -95,7 +95,7 @@ impl Worker {
         let mut buffer = Pipe::<ToWorker, FromWorker>::buffer();
         let received = self.pipe.receive(&mut buffer).unwrap().expect("the worker lives");
         assert_eq!(received.id, id);
-        let FromWorker::Answer(result) = received.message else { panic!("{:?}", received.message) };
+        let FromWorker::Answer(result, _) = received.message else { panic!("{:?}", received.message) };
         result
     }
 

@@ -11,12 +11,12 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use authorize::{Asker, Sealed, authorize};
+use authorize::{Asker, By, Facts, Policy, Sealed, authorize, decide};
 pub use authorize::{RunAs, Terms};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
 use proto::fsfreeze::Request as Thaw;
-use proto::message::{Detail, FromWorker, Hello, Job, ToWorker};
+use proto::message::{Detail, Found, FromWorker, Hello, Job, ToWorker};
 use proto::settings::Settings;
 use proto::{Failed, Reply, Request};
 
@@ -63,10 +63,11 @@ impl Birth {
     }
 
     /// Shuts the jail and serves until the broker goes: one job after the other, on this thread.
-    pub fn serve<Q, A>(self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, Failed>) -> !
+    pub fn serve<Q, A, E>(self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, E>) -> !
     where
         Q: TryFrom<Request>,
         A: Into<Reply>,
+        E: Into<NotDone>,
     {
         let connection = self.enter(|| {});
         connection.serve_jobs(&mut work, &|_| {});
@@ -76,15 +77,16 @@ impl Birth {
     /// As [`Self::serve`], on `threads` threads that all take jobs from the one socket: while some are stuck in the
     /// kernel, the others go on. Jobs must be whole messages of one frame. `forget` takes back what was handed out
     /// under a handle.
-    pub fn serve_on_threads<Q, A>(
+    pub fn serve_on_threads<Q, A, E>(
         self,
         threads: usize,
         forget: impl Fn(u64) + Send + Sync + 'static,
-        work: impl Fn(Q, &Call<'_>) -> Result<A, Failed> + Send + Sync + 'static,
+        work: impl Fn(Q, &Call<'_>) -> Result<A, E> + Send + Sync + 'static,
     ) -> !
     where
         Q: TryFrom<Request> + 'static,
         A: Into<Reply> + 'static,
+        E: Into<NotDone> + 'static,
     {
         let work = Arc::new((work, forget));
         let gate = Arc::new(Gate::default());
@@ -189,8 +191,9 @@ impl Connection {
         Some(match received.message {
             ToWorker::Job(Job { channel, request, detail }) => {
                 let (request, terms) = self.permitted(id, &channel, request);
-                let output = RefCell::default();
-                Event::Job(request, Call { id, channel, detail, terms, deadline_ms, payload, output })
+                let (output, found, policy) = (RefCell::default(), RefCell::default(), &self.sealed.policy);
+                let call = Call { id, channel, detail, terms, deadline_ms, payload, output, policy, found };
+                Event::Job(request, call)
             }
             ToWorker::Piece => Event::Piece(id, payload),
             ToWorker::More(count) => Event::More(id, count),
@@ -218,12 +221,12 @@ impl Connection {
 
     /// Ends a job.
     pub fn answer<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) {
-        self.send(id, &FromWorker::Answer(result.map(Into::into)), &[]);
+        self.send(id, &FromWorker::Answer(result.map(Into::into), Found::default()), &[]);
     }
 
     /// As [`Self::answer`], for a worker that has something to do before it ends: false if the broker has gone.
     pub fn answer_unless_gone<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) -> bool {
-        match self.pipe.send(id, 0, &FromWorker::Answer(result.map(Into::into)), &[]) {
+        match self.pipe.send(id, 0, &FromWorker::Answer(result.map(Into::into), Found::default()), &[]) {
             Ok(()) => true,
             Err(PipeError::Socket(_)) => false,
             Err(error) => give_up(self.role, &error),
@@ -232,14 +235,15 @@ impl Connection {
 
     /// Ends a job with the last bytes of the reply's first stream; at most [`PIECE`](proto::limits::PIECE).
     pub fn answer_with<A: Into<Reply>>(&self, id: u64, answer: A, bytes: &[u8]) {
-        self.send(id, &FromWorker::Answer(Ok(answer.into())), bytes);
+        self.send(id, &FromWorker::Answer(Ok(answer.into()), Found::default()), bytes);
     }
 
     /// One job after the other until the broker goes.
-    fn serve_jobs<Q, A>(&self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, Failed>, forget: &impl Fn(u64))
+    fn serve_jobs<Q, A, E>(&self, mut work: impl FnMut(Q, &Call<'_>) -> Result<A, E>, forget: &impl Fn(u64))
     where
         Q: TryFrom<Request>,
         A: Into<Reply>,
+        E: Into<NotDone>,
     {
         let mut buffer = ToBroker::buffer();
         let mut output = Vec::new();
@@ -248,8 +252,14 @@ impl Connection {
                 Event::Job(request, call) => {
                     call.output.replace(std::mem::take(&mut output));
                     let result = work(request, &call).map(|answer| call.redacted(answer.into()));
+                    let found = call.found.take();
+                    let answer = match result.map_err(Into::into) {
+                        Ok(reply) => FromWorker::Answer(Ok(reply), found),
+                        Err(NotDone::Failed(failed)) => FromWorker::Answer(Err(failed), found),
+                        Err(NotDone::Refused(Refused { found })) => FromWorker::Denied(found),
+                    };
                     output = call.output.into_inner();
-                    self.send(call.id, &FromWorker::Answer(result), &output);
+                    self.send(call.id, &answer, &output);
                     output.clear();
                 }
                 // It has been done by now or waits behind this message; the broker drops the answer.
@@ -319,6 +329,34 @@ impl Connection {
     }
 }
 
+/// Why a job was not done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotDone {
+    /// It went wrong.
+    Failed(Failed),
+    /// The policy refuses it, for what was found out.
+    Refused(Refused),
+}
+
+/// A refusal by the policy, for what was found out about a request. Nothing may have been done then.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Refused {
+    found: Found,
+}
+
+impl From<Failed> for NotDone {
+    fn from(failed: Failed) -> Self {
+        NotDone::Failed(failed)
+    }
+}
+
+impl From<Refused> for NotDone {
+    fn from(refused: Refused) -> Self {
+        NotDone::Refused(refused)
+    }
+}
+
 /// What is known about a job beside its request.
 pub struct Call<'a> {
     /// Names the job towards the broker.
@@ -336,9 +374,36 @@ pub struct Call<'a> {
     /// Bytes of the reply's first stream, at most [`PIECE`](proto::limits::PIECE): they go out with the answer.
     /// Empty at first; its allocation is kept from job to job.
     pub output: RefCell<Vec<u8>>,
+    policy: &'a Policy,
+    /// Goes out with the answer.
+    found: RefCell<Found>,
 }
 
 impl Call<'_> {
+    /// Whether the policy asks where the file is that a path leads to.
+    pub fn asks_paths(&self) -> bool {
+        self.policy.asks_paths()
+    }
+
+    /// Decides about `request`, the call's own, by what was found out about it. The broker hears of it with the answer.
+    ///
+    /// # Errors
+    /// [`Refused`]: the job ends with it, before anything has been done.
+    pub fn decide(&self, request: &Request, found: Found) -> Result<By, Refused> {
+        let by = self.decide_again(request, found.clone())?;
+        self.found.replace(found);
+        Ok(by)
+    }
+
+    /// As [`Self::decide`], about what was found out by an earlier job and is known to the broker.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub fn decide_again(&self, request: &Request, found: Found) -> Result<By, Refused> {
+        let asker = Asker { channel: &self.channel, frozen: false };
+        decide(self.policy, asker, request, Facts::from(&found)).map_err(|_| Refused { found })
+    }
+
     /// A reply without what the rule leaves out of it.
     pub fn redacted(&self, reply: Reply) -> Reply {
         match &self.terms {

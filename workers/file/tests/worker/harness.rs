@@ -97,7 +97,7 @@ impl Worker {
         let mut buffer = Pipe::<ToWorker, FromWorker>::buffer();
         let received = self.pipe.receive(&mut buffer).unwrap().expect("the worker lives");
         match received.message {
-            FromWorker::Answer(result) => {
+            FromWorker::Answer(result, _) => {
                 let result = result.map(|reply| match reply {
                     proto::Reply::File(reply) => reply,
                     other => panic!("{other:?} is no file reply"),

@@ -117,7 +117,7 @@ impl Worker {
                     streams[usize::from(stream)].extend_from_slice(&payload);
                     self.tell(id, &ToWorker::More(1), &[]);
                 }
-                FromWorker::Answer(result) => {
+                FromWorker::Answer(result, _) => {
                     streams[0].extend_from_slice(&payload);
                     return Ended { result, streams };
                 }
