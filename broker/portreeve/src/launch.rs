@@ -442,6 +442,37 @@ mod tests {
         assert_eq!(workers(&Policy::closed("bad")), []);
     }
 
+    /// Of the workers that are as good as root, and those whose rights only arguments narrow.
+    #[test]
+    fn a_worker_is_in_the_plan_as_soon_as_one_rule_may_grant_its_right_and_not_before() {
+        let workers_under = |rules: &str| {
+            let text = format!("version = 1\n{rules}");
+            let sources = vec![Source::File { name: "p.toml".to_owned(), text }];
+            workers(
+                &compile::compile(&Bundle { sources, allow: Vec::new(), block: Vec::new() }).unwrap().policy,
+            )
+        };
+        let rest = "[[rule]]\noutcome = \"allow\"\n";
+        for (group, role, condition) in [
+            ("exec", Role::Exec, "program = [{ path = \"/bin/true\" }]"),
+            ("account", Role::Account, "uids = [\"1000\"]"),
+            ("net.change", Role::NetAdmin, "interfaces = [\"eth0\"]"),
+            ("power", Role::Power, "power = [\"reboot\"]"),
+            ("hotplug", Role::Hotplug, "units = [\"1\"]"),
+            ("fsfreeze", Role::Fsfreeze, "mountpoints = [\"/srv\"]"),
+        ] {
+            let rule = |outcome: &str, condition: &str| {
+                format!("[[rule]]\noutcome = \"{outcome}\"\ngroups = [\"{group}\"]\n{condition}\n")
+            };
+            assert_eq!(workers_under(&rule("allow", condition)), [role], "{group}");
+            assert!(
+                !workers_under(&(rule("deny", "") + rest)).contains(&role),
+                "{group}: all of it is refused"
+            );
+            assert!(workers_under(&(rule("deny", condition) + rest)).contains(&role), "{group}: a part is");
+        }
+    }
+
     #[test]
     fn a_process_name_is_the_last_part_and_fits_the_kernel() {
         assert_eq!(process_name(OsStr::new("/usr/sbin/qemu-ga")), b"qemu-ga");
