@@ -136,7 +136,7 @@ async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Resul
         Request::Exec(exec::Request::Status(request)) => Ok(program_status(broker, ask, request).await?),
         Request::Fsfreeze(request) => {
             Ok(crate::freeze::work(broker, ask, request, by.terms.as_deref()).await?)
-        },
+        }
         request @ (Request::Query(_)
         | Request::Net(_)
         | Request::NetAdmin(_)

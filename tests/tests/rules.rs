@@ -308,6 +308,59 @@ fn a_program_runs_as_the_user_of_its_rule() {
     assert_eq!(refused(&mut agent.connect(), "guest-exec", id), why);
 }
 
+// ---------------------------------------------------------------- users
+
+const BY_NUMBER: &str = r#"
+    [[rule]]
+    outcome = "deny"
+    commands = ["guest-ssh-get-authorized-keys"]
+    uids = ["0-99"]
+    [[rule]]
+    outcome = "deny"
+    groups = ["account"]
+    users = ["no-*"]
+    [[rule]]
+    outcome = "allow"
+    groups = ["account"]
+    uids = ["1000-65534"]
+"#;
+
+// Which number a user has the account worker finds out. What it refuses is a refusal like any other, and nobody's fault.
+#[test]
+fn whoever_works_on_accounts_decides_by_the_number_of_the_user() {
+    let Some(agent) = without_rights(BY_NUMBER) else { return };
+    let mut host = agent.connect();
+    let keys = |name: &str| json!({ "username": name });
+    let why = |command: &str| {
+        format!("Command {command}: Permission denied: the policy does not allow this account")
+    };
+    let last = |command: &str| decisions(&agent, command).pop().unwrap();
+    let worker = Some("account".to_owned());
+
+    let get = "guest-ssh-get-authorized-keys";
+    assert_eq!(refused(&mut host, get, keys("no-such-user")), why(get));
+    assert_eq!(last(get), ("deny".to_owned(), 7, None), "a name is in the request: no worker is asked");
+    assert!(!runs(&agent, "account"));
+
+    assert_eq!(refused(&mut host, get, keys("root")), why(get));
+    assert_eq!(last(get), ("deny".to_owned(), 3, worker.clone()));
+    let process = agent.process("account");
+    // The password would be refused by itself, if it came that far.
+    let password = json!({ "username": "root", "password": "YQpi", "crypted": false });
+    let set = "guest-set-user-password";
+    assert_eq!(refused(&mut host, set, password), why(set));
+    assert_eq!(last(set), ("deny".to_owned(), 0, worker.clone()), "by default: root has none of the numbers");
+    let password = json!({ "username": "nobody", "password": "YQpi", "crypted": false });
+    assert_eq!(refused(&mut host, set, password), "forbidden characters in raw password");
+    assert_eq!(last(set), ("allow".to_owned(), 11, worker.clone()));
+
+    let text = refused(&mut host, get, keys("nobody"));
+    assert!(text.starts_with("failed to read '/nonexistent/.ssh/authorized_keys'"), "{text}");
+    assert_eq!(last(get), ("allow".to_owned(), 11, worker));
+    assert_eq!(refused(&mut host, get, keys("unknown")), "failed to lookup user 'unknown': Success");
+    assert_eq!(agent.process("account"), process, "it goes on");
+}
+
 // ---------------------------------------------------------------- the network
 
 const NETWORK: &str = r#"

@@ -28,6 +28,8 @@ pub(crate) struct Index {
     commands: Vec<OfCommand>,
     /// Whether any rule is about paths.
     asks_paths: bool,
+    /// Whether any rule is about users' numbers.
+    asks_uids: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,11 +47,19 @@ struct OfCommand {
 impl Index {
     pub(crate) fn of(rules: &[Rule]) -> Self {
         let commands = proto::commands().map(|command| OfCommand::of(command, rules)).collect();
-        Index { commands, asks_paths: rules.iter().any(|rule| !rule.when.paths.is_empty()) }
+        Index {
+            commands,
+            asks_paths: rules.iter().any(|rule| !rule.when.paths.is_empty()),
+            asks_uids: rules.iter().any(|rule| !rule.when.uids.is_empty()),
+        }
     }
 
     pub(crate) fn asks_paths(&self) -> bool {
         self.asks_paths
+    }
+
+    pub(crate) fn asks_uids(&self) -> bool {
+        self.asks_uids
     }
 
     fn command(&self, command: &'static Command) -> Option<&OfCommand> {

@@ -209,6 +209,11 @@ impl Policy {
         self.index.asks_paths()
     }
 
+    /// Whether any rule asks for the number of the user that was named.
+    pub fn asks_uids(&self) -> bool {
+        self.index.asks_uids()
+    }
+
     /// Whether some call of `command` is allowed.
     pub(crate) fn serves(&self, channel: &str, command: &'static Command) -> bool {
         command.groups().any(|group| self.may(channel, command, group))

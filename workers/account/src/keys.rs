@@ -19,7 +19,7 @@ use pipe::{decode_head, encode_head};
 use proto::account::{Keys, Reply, Request};
 use proto::agent::Nothing;
 use proto::{Failed, errno_text, limits};
-use runtime::give_up;
+use runtime::{NotDone, give_up};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fchmod, fchown, fgetxattr, fsetxattr,
     fstat, fsync, mkdirat, openat2, renameat, unlinkat,
@@ -35,11 +35,15 @@ const FILE: usize = 1 << 20;
 /// A home on a server that does not answer hangs the child.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Has the request done by a child.
+/// Has the request done by a child, if it may be done for the user who is found.
 ///
 /// # Errors
-/// In qemu-ga's words: no such user, no key; what the child says; it cannot be started or does not end in time.
-pub(crate) fn ask(users: &Users, request: &Request) -> Result<Reply, Failed> {
+/// Of `permits`. In qemu-ga's words: no such user, no key; what the child says; it cannot be started or does not end in time.
+pub(crate) fn ask(
+    users: &Users,
+    request: &Request,
+    permits: impl FnOnce(&User) -> Result<(), NotDone>,
+) -> Result<Reply, NotDone> {
     let name = match request {
         Request::GetKeys(request) => &request.username,
         Request::AddKeys(request) => {
@@ -50,20 +54,23 @@ pub(crate) fn ask(users: &Users, request: &Request) -> Result<Reply, Failed> {
             lines::check(&request.keys)?;
             &request.username
         }
-        Request::SetUserPassword(_) => return Err(Failed::new("a password is no key")),
+        Request::SetUserPassword(_) => return Err(Failed::new("a password is no key").into()),
     };
     let user = users.find(name)?;
+    permits(&user)?;
     let own = nix::unistd::geteuid();
     if !own.is_root() && own.as_raw() != user.uid {
         let uid = user.uid;
         return Err(Failed::new(format!(
             "the agent runs as the user with id {own} and cannot change to '{name}' with id {uid}: start it as root"
-        )));
+        ))
+        .into());
     }
-    child(&user, request).unwrap_or_else(|why| {
+    let answer = child(&user, request).unwrap_or_else(|why| {
         let home = user.home.display();
         Err(Failed::new(format!("the keys in '{home}' were not worked on: {why}")))
-    })
+    });
+    Ok(answer?)
 }
 
 /// What the child answers; else why there is no answer.

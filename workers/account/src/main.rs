@@ -15,11 +15,12 @@ mod users;
 
 use std::path::Path;
 
-use jail::Role;
-use proto::Failed;
-use proto::account::{Reply, Request};
+use jail::{Role, User};
+use proto::Secret;
+use proto::account::{Reply, Request, SetUserPassword};
 use proto::agent::Nothing;
-use runtime::{Birth, Event, ToBroker, give_up};
+use proto::message::Found;
+use runtime::{Birth, Call, Event, NotDone, ToBroker, give_up};
 use users::Users;
 use zeroize::Zeroize as _;
 
@@ -34,13 +35,12 @@ fn main() {
     while let Some(event) = connection.receive(&mut buffer) {
         match event {
             Event::Job(request, call) => {
-                let id = call.id;
                 let secret = matches!(request, Request::SetUserPassword(_));
-                let result = work(&users, request);
+                let result = work(&users, request, &call);
+                connection.end(&call, result);
                 if secret {
                     buffer.as_mut_slice().zeroize();
                 }
-                connection.answer(id, result);
             }
             // It has been done by now or waits behind this message; the broker drops the answer.
             Event::Abandoned(_) => {}
@@ -52,11 +52,38 @@ fn main() {
     jail::exit_now(0)
 }
 
-fn work(users: &Users, request: Request) -> Result<Reply, Failed> {
+fn work(users: &Users, request: Request, call: &Call<'_>) -> Result<Reply, NotDone> {
     match request {
-        Request::SetUserPassword(request) => {
-            password::set(request, password::PROGRAMS).map(|()| Reply::SetUserPassword(Nothing {}))
+        Request::SetUserPassword(mut request) => {
+            if let Err(not_done) = may_set(users, &request, call) {
+                request.password.0.zeroize();
+                return Err(not_done);
+            }
+            password::set(request, password::PROGRAMS)?;
+            Ok(Reply::SetUserPassword(Nothing {}))
         }
-        Request::GetKeys(_) | Request::AddKeys(_) | Request::RemoveKeys(_) => keys::ask(users, &request),
+        Request::GetKeys(_) | Request::AddKeys(_) | Request::RemoveKeys(_) => {
+            keys::ask(users, &request, |user| decide(call, user, || request.clone()))
+        }
     }
+}
+
+/// The user is looked for in `/etc/passwd` only where the policy asks for the number: other programs know of more users.
+fn may_set(users: &Users, request: &SetUserPassword, call: &Call<'_>) -> Result<(), NotDone> {
+    if !call.asks_uids() {
+        return Ok(());
+    }
+    // Nothing is decided by the password, and no copy of it made.
+    let SetUserPassword { username, password: _, crypted } = request;
+    let bare =
+        SetUserPassword { username: username.clone(), password: Secret(Vec::new()), crypted: *crypted };
+    decide(call, &users.find(username)?, || Request::SetUserPassword(bare))
+}
+
+/// Decides about the request by the user's number, if the policy asks for it.
+fn decide(call: &Call<'_>, user: &User, request: impl FnOnce() -> Request) -> Result<(), NotDone> {
+    if call.asks_uids() {
+        call.decide(&request().into(), Found { uid: Some(user.uid), ..Found::default() })?;
+    }
+    Ok(())
 }

@@ -224,6 +224,17 @@ impl Connection {
         self.send(id, &FromWorker::Answer(result.map(Into::into), Found::default()), &[]);
     }
 
+    /// Ends a job by what became of it, with what was found out about it and the bytes of its output.
+    pub fn end<A: Into<Reply>, E: Into<NotDone>>(&self, call: &Call<'_>, result: Result<A, E>) {
+        let found = call.found.take();
+        let answer = match result.map_err(Into::into) {
+            Ok(answer) => FromWorker::Answer(Ok(call.redacted(answer.into())), found),
+            Err(NotDone::Failed(failed)) => FromWorker::Answer(Err(failed), found),
+            Err(NotDone::Refused(Refused { found })) => FromWorker::Denied(found),
+        };
+        self.send(call.id, &answer, &call.output.borrow());
+    }
+
     /// As [`Self::answer`], for a worker that has something to do before it ends: false if the broker has gone.
     pub fn answer_unless_gone<A: Into<Reply>>(&self, id: u64, result: Result<A, Failed>) -> bool {
         match self.pipe.send(id, 0, &FromWorker::Answer(result.map(Into::into), Found::default()), &[]) {
@@ -251,15 +262,9 @@ impl Connection {
             match event {
                 Event::Job(request, call) => {
                     call.output.replace(std::mem::take(&mut output));
-                    let result = work(request, &call).map(|answer| call.redacted(answer.into()));
-                    let found = call.found.take();
-                    let answer = match result.map_err(Into::into) {
-                        Ok(reply) => FromWorker::Answer(Ok(reply), found),
-                        Err(NotDone::Failed(failed)) => FromWorker::Answer(Err(failed), found),
-                        Err(NotDone::Refused(Refused { found })) => FromWorker::Denied(found),
-                    };
+                    let result = work(request, &call);
+                    self.end(&call, result);
                     output = call.output.into_inner();
-                    self.send(call.id, &answer, &output);
                     output.clear();
                 }
                 // It has been done by now or waits behind this message; the broker drops the answer.
@@ -383,6 +388,11 @@ impl Call<'_> {
     /// Whether the policy asks where the file is that a path leads to.
     pub fn asks_paths(&self) -> bool {
         self.policy.asks_paths()
+    }
+
+    /// Whether the policy asks for the number of the user that was named.
+    pub fn asks_uids(&self) -> bool {
+        self.policy.asks_uids()
     }
 
     /// Decides about `request`, the call's own, by what was found out about it. The broker hears of it with the answer.
