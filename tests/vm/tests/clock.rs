@@ -69,9 +69,29 @@ fn a_step_beyond_the_limit_is_refused_and_changes_nothing() {
     let before = now(&mut guest);
     let refused =
         guest.agent.call("guest-set-time", json!({ "time": (before + 3600) * NANOSECONDS })).unwrap_err();
-    assert!(refused.desc.ends_with("and `max-step-seconds` permits 60"), "{refused}");
+    assert!(refused.desc.ends_with("and `max-step-seconds` of the configuration permits 60"), "{refused}");
     assert!(now(&mut guest) - before < 60);
     guest.agent.call("guest-set-time", json!({ "time": (before + 30) * NANOSECONDS })).unwrap();
     let negative = guest.agent.call("guest-set-time", json!({ "time": -1 })).unwrap_err();
     assert_eq!(negative.desc, "Invalid time");
+}
+
+#[test]
+fn a_step_beyond_what_its_rule_permits_is_refused_by_the_worker() {
+    let Some(mut guest) = Guest::with(Options::default()) else { return };
+    let rules = "version = 1\n[[rule]]\noutcome = \"allow\"\n[rule.limits]\nclock-step-seconds = 60\n";
+    guest.output(&format!(
+        "mkdir -p /etc/portreeve; printf '{}' > /etc/portreeve/p.toml; \
+         echo 'policy = \"/etc/portreeve/p.toml\"' > /etc/portreeve/portreeve.toml",
+        rules.replace('\n', "\\n")
+    ));
+    guest.launch("/opt/portreeve/portreeve run");
+    guest.agent.sync();
+    let before = now(&mut guest);
+    let refused =
+        guest.agent.call("guest-set-time", json!({ "time": (before + 3600) * NANOSECONDS })).unwrap_err();
+    assert!(refused.desc.ends_with("and `clock-step-seconds` of the policy permits 60"), "{refused}");
+    assert!(now(&mut guest) - before < 60);
+    guest.agent.call("guest-set-time", json!({ "time": (before + 30) * NANOSECONDS })).unwrap();
+    assert!(now(&mut guest) >= before + 30);
 }

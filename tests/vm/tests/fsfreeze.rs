@@ -280,6 +280,34 @@ fn a_freeze_that_nobody_thaws_ends_by_itself() {
     assert!(guest.agent_log().contains("nobody had thawed them within 2 s"), "{}", guest.agent_log());
 }
 
+/// 600 s are configured, the rule says 2; for both dialects.
+#[test]
+fn a_freeze_ends_when_its_rule_says() {
+    let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
+    let rules = "version = 1\n[[rule]]\noutcome = \"allow\"\n[rule.limits]\nfreeze-seconds = 2\n";
+    let configuration = "policy = \"/etc/portreeve/p.toml\"\n[[channel]]\nname = \"a\"\nmethod = \"virtio-serial\"\npath = \"/dev/virtio-ports/org.qemu.guest_agent.0\"\ndialects = [\"qga\", \"phoenix\"]\n[state]\ndirectory = \"/run/agent\"\n";
+    guest.output("mkdir -p /etc/portreeve");
+    for (name, text) in [("p.toml", rules), ("portreeve.toml", configuration)] {
+        guest.output(&format!("printf '{}' > /etc/portreeve/{name}", text.replace('\n', "\\n")));
+    }
+    guest.launch("/opt/portreeve/portreeve run");
+    guest.agent.sync();
+    assert_eq!(guest.agent.call("guest-fsfreeze-freeze", ()).unwrap(), 4);
+    start_writers(&mut guest);
+    assert!(guest.becomes_true("[ $(ls /run | grep -c done) = 4 ]", SOON), "{}", guest.agent_log());
+    assert_eq!(guest.agent.call("guest-fsfreeze-thaw", ()).unwrap(), 0);
+    assert_eq!(guest.agent.call("fs-freeze", ()).unwrap(), true);
+    let thawed = |guest: &mut Guest| guest.agent.call("guest-fsfreeze-status", ()).unwrap() == "thawed";
+    assert!(!thawed(&mut guest));
+    let begin = std::time::Instant::now();
+    while !thawed(&mut guest) {
+        assert!(begin.elapsed() < SOON, "{}", guest.agent_log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    nothing_is_frozen(&mut guest);
+    assert!(guest.agent_log().contains("nobody had thawed them within 2 s"), "{}", guest.agent_log());
+}
+
 /// Numbers that a seed decides: `x = x * a + c`, of which the upper half is used.
 struct Dice(u64);
 
