@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use authorize::{Asker, By, Exceeded, Facts, Origin, decide};
 use jail::Role;
 use proto::file::{self, Reply, Request};
-use proto::message::{Detail, Job};
+use proto::message::{Detail, Found, Job};
 use proto::{Denied, Dialect, Failed, Privilege, Text, limits};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -301,13 +301,7 @@ pub(crate) async fn work(
         | Request::Stat(_)
         | Request::CreateDirectory(_)
         | Request::ListDirectory(_) => {
-            let name = request.command().name();
-            let instance = acquire(broker, name).await?;
-            let running = instance.run(job(ask, request, Detail::default()), LIMIT, &[]);
-            let (result, _) =
-                broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
-            ask.note(running.found());
-            result.map(Work::without_bytes)
+            at_path(broker, ask, &request, Detail::default()).await?.result.map(Work::without_bytes)
         }
     }
 }
@@ -322,6 +316,39 @@ async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed
 
 fn job(ask: &Ask, request: Request, detail: Detail) -> Job {
     Job { channel: ask.channel.to_string(), request: request.into(), detail }
+}
+
+/// A job about a path that has ended.
+struct Done {
+    instance: Rc<Instance>,
+    result: Result<proto::Reply, NotDone>,
+    bytes: Vec<u8>,
+    found: Option<(Found, By)>,
+}
+
+/// Has a job done that names a path. What the kernel refuses to a worker because it had started before the file was there, a new
+/// worker does.
+async fn at_path(broker: &Rc<Broker>, ask: &Ask, request: &Request, detail: Detail) -> Result<Done, NotDone> {
+    let (name, key) = (request.command().name(), detail.handle);
+    let mut again = false;
+    loop {
+        let instance = acquire(broker, name).await?;
+        let running = instance.run(job(ask, request.clone(), detail.clone()), LIMIT, &[]);
+        running.if_late(Box::new(move |_, instance, result| {
+            // Only what is opened has a number.
+            if result.is_ok() && key > 0 {
+                instance.forget(key);
+            }
+        }));
+        let (result, bytes) =
+            broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+        let found = running.found();
+        let is_stale = found.as_ref().is_some_and(|(found, _)| found.stale);
+        if !is_stale || std::mem::replace(&mut again, true) {
+            ask.note(found.clone());
+            return Ok(Done { instance, result, bytes, found });
+        }
+    }
 }
 
 async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request, by: By) -> Result<Work, NotDone> {
@@ -356,18 +383,8 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request, by: By) -> Resul
             }
         }
     };
-    let instance = acquire(broker, name).await?;
     let detail = Detail { handle: key, ..Detail::default() };
-    let running = instance.run(job(ask, request.clone(), detail), LIMIT, &[]);
-    running.if_late(Box::new(move |_, instance, result| {
-        if result.is_ok() {
-            instance.forget(key);
-        }
-    }));
-    let (result, kind) =
-        broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
-    let found = running.found();
-    ask.note(found.clone());
+    let Done { instance, result, bytes: kind, found } = at_path(broker, ask, &request, detail).await?;
     result?;
     if ask.is_abandoned() {
         instance.forget(key);

@@ -88,6 +88,8 @@ pub(crate) struct Instance {
     /// Open files or programs that would be lost with it.
     holds: Cell<usize>,
     idle_since: Cell<Instant>,
+    /// It gets no new jobs but those on what it holds, and ends when there is nothing of that any more.
+    retired: Cell<bool>,
 }
 
 enum State {
@@ -203,7 +205,7 @@ impl Workers {
         if let Some(free) = of_kind().find(|instance| instance.has_room()) {
             return Some(free.clone());
         }
-        if of_kind().count() >= usize::from(row.instances) {
+        if of_kind().filter(|instance| !instance.retired.get()).count() >= usize::from(row.instances) {
             return None;
         }
         let mut numbers = self.numbers.borrow_mut();
@@ -221,6 +223,7 @@ impl Workers {
             state: RefCell::new(State::Starting),
             holds: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            retired: Cell::new(false),
         });
         instances.push(instance.clone());
         tokio::task::spawn_local(live(broker.clone(), instance.clone()));
@@ -267,7 +270,7 @@ impl Instance {
     }
 
     fn has_room(&self) -> bool {
-        self.jobs.borrow().len() < self.capacity
+        !self.retired.get() && self.jobs.borrow().len() < self.capacity
     }
 
     /// Whether nothing more can be asked of it.
@@ -284,6 +287,18 @@ impl Instance {
     pub(crate) fn release(&self) {
         self.holds.set(self.holds.get().saturating_sub(1));
         self.idle_since.set(Instant::now());
+        self.look_at_retired();
+    }
+
+    /// One that is retired ends with the last thing that it has.
+    fn look_at_retired(&self) {
+        if self.retired.get() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.jobs.borrow().is_empty() && self.holds.get() == 0
     }
 
     /// Waits for its end.
@@ -371,6 +386,7 @@ impl Instance {
     fn done(&self, broker: &Broker, id: u64) {
         self.jobs.borrow_mut().remove(&id);
         self.idle_since.set(Instant::now());
+        self.look_at_retired();
         broker.workers.freed.notify_waiters();
     }
 
@@ -401,6 +417,7 @@ impl Instance {
             FromWorker::Answer(result, found) => {
                 if found != Found::default() {
                     let by = slot.decide(broker, &found)?;
+                    self.retired.set(self.retired.get() || found.stale);
                     let by = by.map_err(|(_, rule)| format!("that it did what rule {rule} refuses"))?;
                     slot.found.replace(Some((found, by)));
                 }
@@ -653,15 +670,26 @@ async fn expect_hello(
     }
 }
 
-/// Returns when the worker has had no job and held nothing for as long as was configured.
+/// Returns when the worker has had no job and held nothing for as long as was configured, or at once if it is retired.
 async fn when_idle(instance: &Instance, idle: Option<Duration>) {
-    let Some(idle) = idle else { return std::future::pending().await };
     loop {
-        tokio::time::sleep_until(instance.idle_since.get() + idle).await;
-        if !instance.jobs.borrow().is_empty() || instance.holds.get() > 0 {
-            instance.idle_since.set(Instant::now());
-        } else if instance.idle_since.get().elapsed() >= idle {
+        let changed = instance.changed.notified();
+        if instance.retired.get() && instance.is_idle() {
             return;
+        }
+        let Some(idle) = idle else {
+            changed.await;
+            continue;
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(instance.idle_since.get() + idle) => {
+                if !instance.is_idle() {
+                    instance.idle_since.set(Instant::now());
+                } else if instance.idle_since.get().elapsed() >= idle {
+                    return;
+                }
+            }
+            () = changed => {}
         }
     }
 }

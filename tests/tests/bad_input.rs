@@ -864,7 +864,7 @@ fn the_broker_has_a_worker_killed_that_refuses_what_it_permitted() {
 fn the_broker_has_a_worker_killed_that_refuses_what_the_policy_permits_for_what_was_found() {
     let broker = LoneBroker::start();
     let (frontend, worker, job) = employed(&broker);
-    let found = Found { path: Some("/etc/shadow".into()), uid: None };
+    let found = Found { path: Some("/etc/shadow".into()), ..Found::default() };
     say(&worker, job, &FromWorker::Denied(found), &[]);
     kills_the_worker(&broker, &frontend);
 }
@@ -873,7 +873,7 @@ fn the_broker_has_a_worker_killed_that_refuses_what_the_policy_permits_for_what_
 fn the_broker_has_a_worker_killed_that_finds_a_path_longer_than_any() {
     let broker = LoneBroker::start();
     let (frontend, worker, job) = employed(&broker);
-    let found = Found { path: Some("/a".repeat(4000).as_str().into()), uid: None };
+    let found = Found { path: Some("/a".repeat(4000).as_str().into()), ..Found::default() };
     say(&worker, job, &FromWorker::Answer(Err(Failed::new("x")), found), &[]);
     kills_the_worker(&broker, &frontend);
 }

@@ -100,6 +100,154 @@ fn rules_may_be_for_one_channel_or_one_dialect() {
     assert!(host.ask("{\"execute\":\"sysinfo\",\"tag\":\"t\"}")["error"].is_object());
 }
 
+/// A folder that rules can name, with a file in it that says where it is.
+fn folder(agent_directory: &std::path::Path, name: &str) -> String {
+    let folder = agent_directory.canonicalize().unwrap().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("file"), name).unwrap();
+    folder.display().to_string()
+}
+
+/// An agent whose policy is written when its directory is known.
+fn agent_with_rules(dialects: &str, rules: impl Fn(&str, &str) -> String) -> (Agent, String, String) {
+    let directory = private_directory();
+    let (open, closed) = (folder(directory.path(), "open"), folder(directory.path(), "closed"));
+    std::fs::write(directory.path().join("policy.toml"), format!("version = 1\n{}", rules(&open, &closed)))
+        .unwrap();
+    let dialects: Vec<String> = dialects.split(',').map(|dialect| format!("\"{dialect}\"")).collect();
+    let configuration = format!(
+        "policy = \"DIR/policy.toml\"\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"DIR/sock\"\n\
+         dialects = [{}]\n[state]\ndirectory = \"DIR/state\"\n[audit]\nsink = \"file\"\npath = \"DIR/audit.log\"\n",
+        dialects.join(", "),
+    );
+    (Agent::configured(directory, &configuration), open, closed)
+}
+
+#[test]
+fn a_rule_about_paths_is_about_the_file_that_was_really_opened() {
+    let (agent, open, closed) = agent_with_rules("qga,phoenix", |open, _| {
+        format!(
+            "[[rule]]\noutcome = \"allow\"\ngroups = [\"file.read\", \"file.write\"]\npaths = [\"{open}/**\"]\n"
+        )
+    });
+    std::os::unix::fs::symlink(format!("{closed}/file"), format!("{open}/link")).unwrap();
+    let mut host = agent.connect();
+    let handle = host.call("guest-file-open", json!({ "path": format!("{closed}/../open/file") }));
+    let read = host.call("guest-file-read", json!({ "handle": handle }));
+    assert_eq!((&read["buf-b64"], &read["eof"]), (&json!("b3Blbg=="), &json!(true)));
+    for path in [
+        format!("{closed}/file"),
+        format!("{open}/../closed/file"),
+        format!("{open}/link"),
+        format!("{closed}/nothing"),
+    ] {
+        let why = host.refused("guest-file-open", json!({ "path": path, "mode": "w" }));
+        assert_eq!(why, format!("failed to open file '{path}' (mode: 'w'): Permission denied"));
+    }
+    assert_eq!(std::fs::read(format!("{closed}/file")).unwrap(), b"closed");
+    let refused = host.ask(
+        json!({ "execute": "file-stat", "arguments": { "path": format!("{closed}/file") }, "tag": "t" })
+            .to_string(),
+    );
+    // "Command file-stat: Permission denied: the policy does not allow this file.read", as Phoenix has its errors.
+    let why = "Q29tbWFuZCBmaWxlLXN0YXQ6IFBlcm1pc3Npb24gZGVuaWVkOiB0aGUgcG9saWN5IGRvZXMgbm90IGFsbG93IHRoaXMgZmlsZS5yZWFk";
+    assert_eq!(refused["error"]["bufb64"], why);
+    // And the file worker is the same as before: a refusal is none of its faults.
+    let read = host.call("guest-file-seek", json!({ "handle": handle, "offset": 0, "whence": 0 }));
+    assert_eq!(read["position"], 0);
+    let records = records_of(&agent, "guest-file-open");
+    let opened = records.iter().find(|record| record["outcome"] == "done").unwrap();
+    assert_eq!(opened["file"], format!("{open}/file"), "where it is, not how it was named");
+    let refused: Vec<&Value> = records.iter().filter(|record| record["decision"] == "deny").collect();
+    assert_eq!(refused.len(), 4, "{records:?}");
+    assert!(refused.iter().all(|record| record["rule"].as_str().unwrap().contains("default")), "{refused:?}");
+}
+
+#[test]
+fn the_rule_that_refuses_a_path_is_recorded_with_its_own_text() {
+    let (agent, _, closed) = agent_with_rules("qga", |_, closed| {
+        format!(
+            "[[rule]]\noutcome = \"deny\"\ngroups = [\"file.read\"]\npaths = [\"{closed}/**\"]\ntext = \"Permission denied: keep out\"\n\
+             [[rule]]\noutcome = \"allow\"\ngroups = [\"file.read\"]\n"
+        )
+    });
+    let mut host = agent.connect();
+    let why = host.refused("guest-file-open", json!({ "path": format!("{closed}/file") }));
+    assert_eq!(why, "Permission denied: keep out");
+    host.call("guest-file-open", json!({ "path": "/etc/passwd" }));
+    let records = records_of(&agent, "guest-file-open");
+    let rules: Vec<(&Value, &str)> = records
+        .iter()
+        .map(|record| {
+            let rule = record["rule"].as_str().unwrap();
+            (&record["decision"], rule.rsplit('/').next().unwrap())
+        })
+        .collect();
+    assert_eq!(rules, [(&json!("deny"), "policy.toml:2"), (&json!("allow"), "policy.toml:7")]);
+}
+
+#[test]
+fn an_open_file_has_the_limits_of_the_rule_that_let_it_be_opened() {
+    let (agent, open, closed) = agent_with_rules("qga,phoenix", |open, _| {
+        format!(
+            "[[rule]]\noutcome = \"allow\"\ngroups = [\"file.read\", \"file.write\"]\npaths = [\"{open}/**\"]\n\
+             [rule.limits]\nrequest-bytes = 4\nhandle-bytes = 10\nopen-files = 1\n\
+             [[rule]]\noutcome = \"allow\"\ngroups = [\"file.read\"]\n"
+        )
+    });
+    std::fs::write(format!("{open}/file"), "0123456789").unwrap();
+    let mut host = agent.connect();
+    let handle = host.call("guest-file-open", json!({ "path": format!("{open}/file"), "mode": "r+" }));
+    let mut read = |count: u32| host.call("guest-file-read", json!({ "handle": handle, "count": count }));
+    // A short read, which clients expect: "0123", then "456".
+    assert_eq!(read(100), json!({ "count": 4, "buf-b64": "MDEyMw==", "eof": false }));
+    assert_eq!(read(3), json!({ "count": 3, "buf-b64": "NDU2", "eof": false }));
+    let why = host.refused("guest-file-write", json!({ "handle": handle, "buf-b64": "aGVsbG8=" }));
+    assert_eq!(why, "failed to write to file: Permission denied: the policy allows 4 bytes in one request");
+    let used_up = "Permission denied: the policy allows 10 bytes of one open file, and they are used up";
+    let why = host.refused("guest-file-write", json!({ "handle": handle, "buf-b64": "aGVscA==" }));
+    assert_eq!(why, format!("failed to write to file: {used_up}"));
+    host.call("guest-file-write", json!({ "handle": handle, "buf-b64": "aGV5" }));
+    assert_eq!(
+        host.refused("guest-file-read", json!({ "handle": handle })),
+        format!("failed to read file: {used_up}")
+    );
+    let second = format!("{open}/file");
+    let why = host.refused("guest-file-open", json!({ "path": second }));
+    assert_eq!(
+        why,
+        format!(
+            "failed to open file '{second}' (mode: 'r'): Too many open files: the policy allows 1 at a time"
+        )
+    );
+    host.call("guest-file-open", json!({ "path": format!("{closed}/file") }));
+    host.call("guest-file-close", json!({ "handle": handle }));
+    host.call("guest-file-open", json!({ "path": second }));
+    let writes = records_of(&agent, "guest-file-write");
+    let denied = writes.iter().filter(|record| record["decision"] == "deny").count();
+    assert_eq!(denied, 2, "{writes:?}");
+}
+
+/// The kernel's rule is tied to the file that was there when the worker started.
+#[test]
+fn a_file_that_was_replaced_is_opened_by_a_new_worker_and_what_is_open_stays_with_the_old_one() {
+    let (agent, open, _) = agent_with_rules("qga", |open, _| {
+        format!("[[rule]]\noutcome = \"allow\"\ngroups = [\"file.read\"]\npaths = [\"{open}/file\"]\n")
+    });
+    let path = format!("{open}/file");
+    let mut host = agent.connect();
+    let old = host.call("guest-file-open", json!({ "path": path }));
+    let worker = agent.process("file");
+    std::fs::write(format!("{open}/new"), "new").unwrap();
+    std::fs::rename(format!("{open}/new"), &path).unwrap();
+    let new = host.call("guest-file-open", json!({ "path": path }));
+    assert_eq!(host.call("guest-file-read", json!({ "handle": new }))["buf-b64"], "bmV3");
+    assert_eq!(host.call("guest-file-read", json!({ "handle": old }))["buf-b64"], "b3Blbg==");
+    host.call("guest-file-close", json!({ "handle": old }));
+    assert!(wait_until(|| !tests::agent::is_alive(worker)), "it has nothing to do any more");
+    host.call("guest-file-seek", json!({ "handle": new, "offset": 0, "whence": 0 }));
+}
+
 /// A client tells a guest by what it lists.
 #[test]
 fn what_qemu_ga_does_not_have_on_linux_is_listed_and_served_where_it_is_configured() {

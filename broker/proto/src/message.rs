@@ -132,6 +132,9 @@ pub struct Found {
     pub path: Option<Text>,
     /// The number of the user that was named.
     pub uid: Option<u32>,
+    /// The worker's kernel refuses what the policy permits there, because it was made or replaced after the worker had started:
+    /// another worker would do it.
+    pub stale: bool,
 }
 
 /// From a worker to the broker.

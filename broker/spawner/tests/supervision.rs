@@ -1053,7 +1053,7 @@ static CALL: AtomicBool = AtomicBool::new(false);
 fn enter(role: Role) -> String {
     let mut ground = jail::Ground::from_arguments(role).expect("two numbers");
     ground.files = jail::FileRights { read: true, write: true };
-    ground.roots = vec![jail::Root { path: "/".into(), write: true }];
+    ground.roots = vec![jail::Root { path: "/".into(), read: true, write: true, may_be_made: false }];
     let before_filter = || {
         for _ in 0..if role == Role::File { 2 } else { 0 } {
             std::thread::spawn(|| {

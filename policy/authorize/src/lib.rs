@@ -11,6 +11,7 @@ mod index;
 mod pattern;
 mod policy;
 mod redaction;
+mod roots;
 mod sealed;
 mod terms;
 mod trace;
@@ -21,6 +22,7 @@ pub use conditions::{Argument, Conditions, Facts, Kind, PowerMode, Program, aske
 pub use pattern::{BadPattern, Network, Pattern};
 pub use policy::{Origin, Outcome, Policy, Rule};
 pub use redaction::{Member, Redaction};
+pub use roots::{ROOTS, Root, roots};
 pub use sealed::{Sealed, SealedError};
 pub use terms::{Exceeded, RunAs, Terms};
 pub use trace::{Considered, consider};

@@ -226,11 +226,32 @@ impl Policy {
         }
     }
 
+    /// The channels that it tells apart; `""` stands for all others.
+    pub(crate) fn channels(&self) -> BTreeSet<&str> {
+        self.rules().flat_map(|rule| rule.channels.iter().map(String::as_str)).chain([""]).collect()
+    }
+
+    /// The rules that may decide about some call of `command` that needs `group`: none behind one that decides about all of them.
+    pub(crate) fn reachable<'a>(
+        &'a self,
+        channel: &'a str,
+        command: &'static Command,
+        group: Group,
+    ) -> impl Iterator<Item = &'a Rule> {
+        let matches = move |rule: &&Rule| rule.is_for(channel) && rule.is_about(command, group);
+        let mut decided = self.layer.iter().find(matches).is_some_and(|rule| rule.outcome == Outcome::Deny);
+        let rules = self.index.possible(command).filter_map(|position| self.rules.get(position));
+        rules.filter(matches).take_while(move |rule| {
+            let before = decided;
+            decided |= rule.when.is_empty();
+            !before
+        })
+    }
+
     /// Whether some call by anybody needs `group` and may be allowed: it must have a rule that allows it and no
     /// earlier one that denies the whole group everywhere.
     pub(crate) fn grants(&self, group: Group) -> bool {
-        let channels: BTreeSet<&str> =
-            self.rules().flat_map(|rule| rule.channels.iter().map(String::as_str)).chain([""]).collect();
+        let channels = self.channels();
         proto::commands()
             .filter(|command| command.groups().any(|of_command| of_command == group))
             .any(|command| channels.iter().any(|channel| self.may(channel, command, group)))

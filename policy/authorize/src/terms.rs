@@ -60,6 +60,17 @@ impl Terms {
         })
     }
 
+    /// Whether one request may read `count` bytes that are worth nothing in part.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub fn whole(&self, count: u64) -> Result<(), Exceeded> {
+        match self.request_bytes {
+            Some(most) if count > most => Err(Exceeded::RequestBytes(most)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether one request may write `count` bytes to an open file of which `used` have been read or written. All or nothing: what
     /// is written in part is damage.
     ///

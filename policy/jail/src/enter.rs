@@ -76,10 +76,14 @@ pub struct FileRights {
 /// A path at and below which the file worker works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// Absolute.
+    /// Absolute. Through a symbolic link it leads nowhere: files are never seen at such a path.
     pub path: PathBuf,
-    /// Whether for writing, too.
+    /// Whether to read files and list directories.
+    pub read: bool,
+    /// Whether to write, make and remove.
     pub write: bool,
+    /// Whether the path itself may be made, if it is not there. What is made below the directory above it is then up to the worker.
+    pub may_be_made: bool,
 }
 
 /// A user of the system, as `/etc/passwd` and `/etc/group` have it.
@@ -743,7 +747,7 @@ mod tests {
         let judged = |root: &str| {
             let mut ground = Ground::new(1_900_000_000, 0);
             ground.files = FileRights { read: true, write: true };
-            ground.roots = vec![Root { path: root.into(), write: true }];
+            ground.roots = vec![Root { path: root.into(), read: true, write: true, may_be_made: false }];
             let mut entered = Entered {
                 landlock: Landlock::Partial { abi: 2 },
                 seccomp: false,

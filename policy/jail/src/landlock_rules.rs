@@ -15,7 +15,7 @@ use landlock::{
 
 use caps::Capability;
 
-use crate::enter::{Ground, Landlock};
+use crate::enter::{Ground, Landlock, Root};
 use crate::roles::{LandlockPaths, Row};
 
 /// The newest ABI whose rights are asked for; Linux 6.12.
@@ -65,17 +65,31 @@ pub(crate) fn build(row: &Row, ground: &Ground) -> io::Result<Option<RulesetCrea
         LandlockPaths::PolicyRoots => {
             for root in &ground.roots {
                 let mut rights = BitFlags::empty();
-                if ground.files.read {
+                if ground.files.read && root.read {
                     rights |= reading();
                 }
                 if ground.files.write && root.write {
                     rights |= writing();
                 }
-                ruleset = allow(ruleset, &root.path, rights)?;
+                if let Some(place) = place(root) {
+                    ruleset = allow(ruleset, place, rights)?;
+                }
             }
         }
     }
     Ok(Some(ruleset))
+}
+
+/// What a root's rule is attached to. The kernel ties it to what is there now, so what is there later has no right until the worker
+/// starts again; but what the worker may make itself it makes in the directory above, which therefore gets the right. Not in one
+/// further above: the policy would not let it make what is between.
+fn place(root: &Root) -> Option<&Path> {
+    let is_itself = |path: &Path| path.canonicalize().is_ok_and(|real| real == path);
+    if root.path.symlink_metadata().is_ok() {
+        return Some(root.path.as_path()).filter(|path| is_itself(path));
+    }
+    let above = root.path.parent().filter(|_| root.write && root.may_be_made)?;
+    (is_itself(above) && above.is_dir()).then_some(above)
 }
 
 /// Nothing of ours signals or connects to anybody outside; but who has the right to signal init does.
@@ -88,9 +102,10 @@ fn reading() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
 }
 
-/// Never devices, sockets or pipes, never execution, never ioctls on devices.
+/// Never devices, sockets or pipes, never execution, never ioctls on devices. Directories are opened to be given to an owner.
 fn writing() -> BitFlags<AccessFs> {
     AccessFs::WriteFile
+        | AccessFs::ReadDir
         | AccessFs::Truncate
         | AccessFs::MakeReg
         | AccessFs::MakeDir

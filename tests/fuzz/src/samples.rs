@@ -152,7 +152,7 @@ fn to_worker() -> Vec<ToWorker> {
 
 fn from_worker() -> Vec<FromWorker> {
     let done = replies().into_iter().map(|reply| FromWorker::Answer(Ok(reply), Found::default()));
-    let found = Found { path: Some("/srv/file".into()), uid: Some(1000) };
+    let found = Found { path: Some("/srv/file".into()), uid: Some(1000), stale: true };
     let others = [
         FromWorker::Hello(hello()),
         FromWorker::Piece(1),

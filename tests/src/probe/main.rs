@@ -119,7 +119,7 @@ impl Probe {
         // As in the file worker's main, with everything permitted; `narrow` is one directory of this test.
         let root = if narrow == "narrow" { self.folder.join("allowed") } else { "/".into() };
         ground.files = FileRights { read: true, write: true };
-        ground.roots = vec![Root { path: root, write: true }];
+        ground.roots = vec![Root { path: root, read: true, write: true, may_be_made: false }];
         let (to_thread, calls) = channel::<Call>();
         let (results, from_thread) = channel();
         let calls = std::sync::Arc::new(Mutex::new(calls));

@@ -9,21 +9,24 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
+use proto::Text;
 use proto::file::{Chmod, Chown, CreateDirectory};
-use proto::{Failed, Text};
+use runtime::NotDone;
 
 use crate::Files;
+use crate::asked::Asked;
 use crate::modes::{for_new, permissions};
-use crate::paths::Kind;
+use crate::paths::{Kind, PathError};
 use crate::phoenix::path_error;
 
-pub(crate) fn chown(files: &Files, request: &Chown) -> Result<bool, Failed> {
+pub(crate) fn chown(files: &Files, request: &Chown, asked: &Asked<'_>) -> Result<bool, NotDone> {
     let change = || {
+        let file = changeable(files, &request.path, asked)?;
         let (uid, gid) = (id(request.uid)?, id(request.gid)?);
-        let file = changeable(files, &request.path)?;
-        fchown(&file, uid.map(Uid::from_raw), gid.map(Gid::from_raw))
+        Ok(fchown(&file, uid.map(Uid::from_raw), gid.map(Gid::from_raw))?)
     };
-    change().map(|()| true).map_err(|errno| path_error("chown", &request.path, errno))
+    let failed = |error: PathError| error.or(|errno| path_error("chown", &request.path, errno));
+    change().map(|()| true).map_err(failed)
 }
 
 /// -1 leaves it alone; the kernel's own -1, 2^32 - 1, is no id.
@@ -34,53 +37,62 @@ fn id(number: i64) -> Result<Option<u32>, Errno> {
     }
 }
 
-pub(crate) fn chmod(files: &Files, request: &Chmod) -> Result<bool, Failed> {
+pub(crate) fn chmod(files: &Files, request: &Chmod, asked: &Asked<'_>) -> Result<bool, NotDone> {
     let change = || {
         // Phoenix's agent takes a missing number for 0 and locks everybody out.
         let permissions = request.perm.and_then(permissions).ok_or(Errno::EINVAL)?;
         files.may_set_group_id(permissions)?;
-        fchmod(&changeable(files, &request.path)?, permissions)
+        Ok(fchmod(&changeable(files, &request.path, asked)?, permissions)?)
     };
-    change().map(|()| true).map_err(|errno| path_error("chmod", &request.path, errno))
+    let failed = |error: PathError| error.or(|errno| path_error("chmod", &request.path, errno));
+    change().map(|()| true).map_err(failed)
 }
 
 /// Opens a file to change what is known about it. Links are followed.
 ///
 /// Not devices and sockets: opening a device can do something (rewind a tape, start a watchdog), a socket cannot be opened at all.
-fn changeable(files: &Files, path: &Text) -> Result<OwnedFd, Errno> {
-    let found = files.paths.look(&path.0, true)?;
+fn changeable(files: &Files, path: &Text, asked: &Asked<'_>) -> Result<OwnedFd, PathError> {
+    let found = files.paths.find(&path.0, true, asked)?;
     if Kind::of(&fstat(&found)?) == Kind::Other {
-        return Err(Errno::EPERM);
+        return Err(Errno::EPERM.into());
     }
     match files.paths.reopen(found.as_fd(), OFlag::O_RDONLY) {
         // Its owner may be allowed to write to it only, or the policy only to write.
-        Err(Errno::EACCES) => files.paths.reopen(found.as_fd(), OFlag::O_WRONLY).map_err(|_| Errno::EACCES),
-        result => result,
+        Err(Errno::EACCES) => {
+            Ok(files.paths.reopen(found.as_fd(), OFlag::O_WRONLY).map_err(|_| Errno::EACCES)?)
+        }
+        result => Ok(result?),
     }
 }
 
 /// As Go's `os.MkdirAll`: errors name the folder that they are about.
-pub(crate) fn create_directory(files: &Files, request: &CreateDirectory) -> Result<bool, Failed> {
+pub(crate) fn create_directory(
+    files: &Files,
+    request: &CreateDirectory,
+    asked: &Asked<'_>,
+) -> Result<bool, NotDone> {
     let path = request.path.0.as_slice();
     let failed = |part: &[u8], errno| path_error("mkdir", &Text(part.to_vec()), errno);
     // mkdir(2) ignores set-uid and set-gid: whether a folder hands down its group, the one it is in says.
     let bits = Mode::S_IRWXU | Mode::S_IRWXG | Mode::S_IRWXO | Mode::S_ISVTX;
     let permissions = for_new(permissions(request.perm).ok_or_else(|| failed(path, Errno::EINVAL))?) & bits;
-    match is_directory(files, path) {
-        Ok(true) => return Ok(true),
-        Ok(false) => return Err(failed(path, Errno::ENOTDIR)),
+    let there = files.paths.find(path, true, asked).and_then(|found| Ok(fstat(found)?));
+    match there.map(|stat| Kind::of(&stat)) {
+        Ok(Kind::Directory) => return Ok(true),
+        Ok(_) => return Err(failed(path, Errno::ENOTDIR).into()),
+        Err(error @ PathError::Refused(_)) => return Err(error.or(|errno| failed(path, errno))),
         Err(_) => {}
     }
     for part in parts(path) {
         match is_directory(files, part) {
             Ok(true) => continue,
-            Ok(false) => return Err(failed(part, Errno::ENOTDIR)),
+            Ok(false) => return Err(failed(part, Errno::ENOTDIR).into()),
             Err(_) => {}
         }
-        match files.paths.make_directory(part, permissions) {
+        match files.paths.make_directory(part, permissions, asked) {
             // Somebody else was faster, or the path ends in `.` or `..`.
-            Err(Errno::EEXIST) if is_directory(files, part) == Ok(true) => {}
-            result => result.map_err(|errno| failed(part, errno))?,
+            Err(PathError::Open(Errno::EEXIST)) if is_directory(files, part) == Ok(true) => {}
+            result => result.map_err(|error| error.or(|errno| failed(part, errno)))?,
         }
     }
     Ok(true)

@@ -21,6 +21,7 @@
 //!   that failed. If an earlier piece fails, `eof` or not, the file stays until it is closed or forgotten.
 #![forbid(unsafe_code)]
 
+mod asked;
 mod attributes;
 mod modes;
 mod paths;
@@ -30,17 +31,20 @@ mod qga;
 mod stream;
 mod table;
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::sync::Arc;
 
-use authorize::may_ever;
+use authorize::{may_ever, roots};
 use jail::{FileRights, Role, Root};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
 use proto::file::{Reply, Request};
 use proto::{Failed, Group};
-use runtime::{Birth, Call, give_up};
+use runtime::{Birth, NotDone, give_up};
 
-use crate::paths::Paths;
+use crate::asked::Asked;
+use crate::paths::{PathError, Paths};
 use crate::plain::Waiting;
 use crate::table::{OpenFile, Table};
 
@@ -64,14 +68,22 @@ fn main() {
         write: may_ever(birth.policy(), Group::FileWrite),
     };
     birth.ground.files = rights;
-    birth.ground.roots = vec![Root { path: "/".into(), write: rights.write }];
+    let roots = roots(birth.policy());
+    let places = roots.iter().map(|root| root.path.clone()).collect();
+    let root = |root: authorize::Root| Root {
+        path: OsString::from_vec(root.path).into(),
+        read: root.read,
+        write: root.write,
+        may_be_made: root.may_be_made,
+    };
+    birth.ground.roots = roots.into_iter().map(root).collect();
     // Permissions are worked out here, the same whoever starts the agent.
     umask(Mode::empty());
     let own = match birth.ground.uid_base {
         0 => None,
         base => Role::File.uid(base, birth.ground.instance),
     };
-    let paths = Paths::new(own).unwrap_or_else(|errno| {
+    let paths = Paths::new(own, places).unwrap_or_else(|errno| {
         give_up(Role::File, &format_args!("cannot open /proc/self/fd: {errno}; is /proc mounted?"))
     });
     let files = Arc::new(Files { paths, table: Table::default(), waiting: Waiting::new(WAITING) });
@@ -79,40 +91,57 @@ fn main() {
     birth.serve_on_threads(
         THREADS,
         move |handle| drop(table.table.remove(handle)),
-        move |request, call| files.work(request, call),
+        move |request: Request, call| {
+            let request = proto::Request::from(request);
+            let asked = Asked::new(call, &request, &files.table);
+            match &request {
+                proto::Request::File(of_file) => {
+                    files.work(of_file, &asked).inspect_err(|not_done| asked.ended(not_done, &files.paths))
+                }
+                _ => Err(Failed::new("not about files").into()),
+            }
+        },
     )
 }
 
 impl Files {
-    fn work(&self, request: Request, call: &Call<'_>) -> Result<Reply, Failed> {
+    fn work(&self, request: &Request, asked: &Asked<'_>) -> Result<Reply, NotDone> {
         Ok(match request {
-            Request::Open(open) => Reply::Open(qga::open(self, &open, call)?),
-            Request::Close(close) => Reply::Close(qga::close(self, &close, call)?),
-            Request::Read(read) => Reply::Read(qga::read(self, &read, call)?),
-            Request::Write(write) => Reply::Write(qga::write(self, &write, call)?),
-            Request::Seek(seek) => Reply::Seek(qga::seek(self, &seek, call)?),
-            Request::Flush(flush) => Reply::Flush(qga::flush(self, &flush, call)?),
-            Request::PhoenixOpen(open) => Reply::PhoenixOpen(phoenix::open(self, &open, call)?),
-            Request::PhoenixClose(_) => Reply::PhoenixClose(phoenix::close(self, call)),
-            Request::PhoenixRead(_) => Reply::PhoenixRead(phoenix::read(self, call)?),
-            Request::PhoenixWrite(write) => Reply::PhoenixWrite(phoenix::write(self, &write, call)?),
-            Request::Md5Sum(of) => Reply::Md5Sum(phoenix::md5_sum(self, &of, call)?),
-            Request::Chown(chown) => Reply::Chown(attributes::chown(self, &chown)?),
-            Request::Chmod(chmod) => Reply::Chmod(attributes::chmod(self, &chmod)?),
-            Request::Stat(of) => Reply::Stat(phoenix::stat(self, &of)?),
+            Request::Open(open) => Reply::Open(qga::open(self, open, asked)?),
+            Request::Close(close) => Reply::Close(qga::close(self, close, asked)?),
+            Request::Read(read) => Reply::Read(qga::read(self, read, asked)?),
+            Request::Write(write) => Reply::Write(qga::write(self, write, asked)?),
+            Request::Seek(seek) => Reply::Seek(qga::seek(self, seek, asked)?),
+            Request::Flush(flush) => Reply::Flush(qga::flush(self, flush, asked)?),
+            Request::PhoenixOpen(open) => Reply::PhoenixOpen(phoenix::open(self, open, asked)?),
+            Request::PhoenixClose(_) => Reply::PhoenixClose(phoenix::close(self, asked)),
+            Request::PhoenixRead(_) => Reply::PhoenixRead(phoenix::read(self, asked)?),
+            Request::PhoenixWrite(write) => Reply::PhoenixWrite(phoenix::write(self, write, asked)?),
+            Request::Md5Sum(of) => Reply::Md5Sum(phoenix::md5_sum(self, of, asked)?),
+            Request::Chown(chown) => Reply::Chown(attributes::chown(self, chown, asked)?),
+            Request::Chmod(chmod) => Reply::Chmod(attributes::chmod(self, chmod, asked)?),
+            Request::Stat(of) => Reply::Stat(phoenix::stat(self, of, asked)?),
             Request::CreateDirectory(create) => {
-                Reply::CreateDirectory(attributes::create_directory(self, &create)?)
+                Reply::CreateDirectory(attributes::create_directory(self, create, asked)?)
             }
-            Request::ListDirectory(list) => Reply::ListDirectory(phoenix::list(self, &list)?),
+            Request::ListDirectory(list) => Reply::ListDirectory(phoenix::list(self, list, asked)?),
         })
     }
 
     /// Puts a file that was opened into the table and answers for it.
-    fn keep(&self, call: &Call<'_>, file: OpenFile, read_ahead: bool) -> Result<i64, Errno> {
-        let number = call.detail.handle;
-        self.table.insert(number, file)?;
-        call.output.borrow_mut().push(read_ahead.into());
+    fn keep(&self, asked: &Asked<'_>, file: OpenFile, read_ahead: bool) -> Result<i64, Errno> {
+        let (number, grant) = (asked.call.detail.handle, asked.grant());
+        let read_ahead = read_ahead && grant.may_be_read_ahead();
+        self.table.insert(number, file, grant)?;
+        asked.call.output.borrow_mut().push(read_ahead.into());
         Ok(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    /// Whether one more file may be open.
+    fn room(&self, asked: &Asked<'_>) -> Result<(), PathError> {
+        self.table.room()?;
+        // Where it is decided about a path, that says which rule's files count.
+        if asked.is_about_paths() { Ok(()) } else { asked.room() }
     }
 
     /// Refuses set-gid where the kernel would drop it without a word (`chmod(2)`: the group is not ours, and CAP_FSETID is not held).

@@ -1,10 +1,16 @@
 //! From a path to a descriptor: the only module that opens, makes or removes anything.
 //!
-//! A path is bytes that a host chose, in a tree that any user of the guest may change meanwhile. It is never looked at
-//! here: the kernel resolves it once, and everything after that is done to the descriptor. Landlock sees each of these calls.
+//! A path is bytes that a host chose, in a tree that any user of the guest may change meanwhile. The kernel resolves it once, and
+//! everything after that is done to the descriptor. Landlock sees each of these calls.
+//!
+//! Where the policy asks for paths, that one resolution opens nothing yet (`O_PATH`). The kernel says where it has led
+//! (`/proc/self/fd`), the policy decides about that, and only then the very same inode is opened, or something made below the very same
+//! directory. Whatever is renamed meanwhile, what is read, written or made is what was decided about.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 
+use authorize::Exceeded;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, major, mkdirat};
@@ -13,6 +19,11 @@ use nix::sys::statfs::{
     SMB_SUPER_MAGIC, TMPFS_MAGIC, fstatfs,
 };
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use proto::Failed;
+use proto::limits::PATH;
+use runtime::{NotDone, Refused};
+
+use crate::asked::Asked;
 
 /// How often a path is tried that somebody makes and removes at the same time.
 const ATTEMPTS: usize = 8;
@@ -69,23 +80,63 @@ pub(crate) struct Opened {
 
 /// Why a file could not be opened or made.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum CreateError {
+pub(crate) enum PathError {
     /// It could not be opened.
     Open(Errno),
     /// It was made, but could not be given to root.
     Owner(Errno),
     /// It was made, but not with the permissions it should have.
     Permissions(Errno),
+    /// The policy refuses it.
+    Refused(Refused),
+    /// The policy allows no more files to be open.
+    Full(Exceeded),
 }
 
-impl CreateError {
-    /// What the kernel said.
-    pub(crate) fn errno(&self) -> Errno {
+impl PathError {
+    /// For those who make nothing of what it was that failed.
+    pub(crate) fn or(self, failed: impl FnOnce(Errno) -> Failed) -> NotDone {
         match self {
-            CreateError::Open(errno) | CreateError::Owner(errno) | CreateError::Permissions(errno) => *errno,
+            PathError::Open(errno) | PathError::Owner(errno) | PathError::Permissions(errno) => {
+                failed(errno).into()
+            }
+            PathError::Refused(refused) => refused.into(),
+            PathError::Full(exceeded) => {
+                let full = failed(Errno::EMFILE);
+                Failed { text: format!("{}: {exceeded}", full.text), ..full }.into()
+            }
         }
     }
 }
+
+impl From<Errno> for PathError {
+    fn from(errno: Errno) -> Self {
+        PathError::Open(errno)
+    }
+}
+
+impl From<Refused> for PathError {
+    fn from(refused: Refused) -> Self {
+        PathError::Refused(refused)
+    }
+}
+
+/// Where something is made or removed.
+struct Place<'a> {
+    /// The directory that was decided about; none where nothing is, and the path begins where the worker stands.
+    directory: Option<OwnedFd>,
+    /// The path below it: one name, where there is a directory.
+    name: &'a [u8],
+}
+
+impl Place<'_> {
+    fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_ref().map_or(AT_FDCWD, |directory| directory.as_fd())
+    }
+}
+
+/// A filesystem's number, and a file's in it.
+type Identity = (u64, u64);
 
 /// Everything about paths that a job needs.
 #[derive(Debug)]
@@ -94,6 +145,8 @@ pub(crate) struct Paths {
     own: Option<u32>,
     /// `/proc/self/fd`: the way from an `O_PATH` descriptor to a real one of the very same file.
     descriptors: OwnedFd,
+    /// What Landlock's rules are tied to: the policy's roots, and what was there when they were made.
+    roots: Vec<(Vec<u8>, Option<Identity>)>,
 }
 
 impl Paths {
@@ -101,9 +154,22 @@ impl Paths {
     ///
     /// # Errors
     /// If `/proc` is not mounted.
-    pub(crate) fn new(own: Option<u32>) -> Result<Self, Errno> {
+    pub(crate) fn new(own: Option<u32>, roots: Vec<Vec<u8>>) -> Result<Self, Errno> {
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
-        Ok(Paths { own, descriptors: openat2(AT_FDCWD, "/proc/self/fd", how)? })
+        let descriptors = openat2(AT_FDCWD, "/proc/self/fd", how)?;
+        let roots = roots.into_iter().map(|root| {
+            let there = at(&root);
+            (root, there)
+        });
+        Ok(Paths { own, descriptors, roots: roots.collect() })
+    }
+
+    /// Whether `path` lies at or below a root that is another one by now, for which this worker's kernel has no rule.
+    pub(crate) fn has_newer_roots(&self, path: &[u8]) -> bool {
+        let holds = |root: &[u8]| {
+            path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        self.roots.iter().any(|(root, then)| holds(root) && at(root).is_some_and(|now| *then != Some(now)))
     }
 
     /// Whether what is made belongs to another id at first.
@@ -112,10 +178,87 @@ impl Paths {
     }
 
     /// Opens what is there.
-    pub(crate) fn open(&self, path: &[u8], flags: OFlag) -> Result<Opened, Errno> {
-        let fd = resolve(path, flags, Mode::empty())?;
+    pub(crate) fn open(&self, path: &[u8], flags: OFlag, asked: &Asked<'_>) -> Result<Opened, PathError> {
+        let fd = if asked.is_about_paths() {
+            self.reopen(self.find(path, true, asked)?.as_fd(), flags)?
+        } else {
+            resolve(AT_FDCWD, path, flags)?
+        };
         let (kind, read_ahead) = self.inspect(fd.as_fd())?;
         Ok(Opened { fd, kind, read_ahead })
+    }
+
+    /// Finds what a path names without opening it, if the policy permits what is asked there. The descriptor can be looked at, and
+    /// given to [`Self::reopen`].
+    ///
+    /// Whether something is there that may not be asked for is not said either.
+    pub(crate) fn find(&self, path: &[u8], follow: bool, asked: &Asked<'_>) -> Result<OwnedFd, PathError> {
+        let found = self.look(path, follow);
+        if asked.is_about_paths() {
+            match &found {
+                Ok(found) => asked.decide(self.whereabouts(found.as_fd(), path)?)?,
+                Err(_) => self.decide_about_nothing(path, asked)?,
+            }
+        }
+        Ok(found?)
+    }
+
+    /// Decides about a path that leads nowhere, by the first part of it that does not.
+    fn decide_about_nothing(&self, path: &[u8], asked: &Asked<'_>) -> Result<(), PathError> {
+        if path.len() > PATH {
+            return Err(Errno::ENAMETOOLONG.into());
+        }
+        let mut here = self.look(if path.starts_with(b"/") { b"/" } else { b"." }, true)?;
+        for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
+            match openat2(here.as_fd(), part, looking(true)) {
+                Ok(next) => here = next,
+                Err(_) if matches!(part, b"." | b"..") => break,
+                Err(_) => return asked.decide(below(self.whereabouts(here.as_fd(), path)?, part)),
+            }
+        }
+        // By now it leads somewhere.
+        asked.decide(self.whereabouts(here.as_fd(), path)?)
+    }
+
+    /// The directory and the name of what is to be made or removed, if the policy permits it there.
+    fn place<'a>(&self, path: &'a [u8], asked: &Asked<'_>) -> Result<Place<'a>, PathError> {
+        if !asked.is_about_paths() {
+            return Ok(Place { directory: None, name: path });
+        }
+        let (above, name) = last_part(path);
+        let how = looking(true).flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
+        let directory = match openat2(AT_FDCWD, above, how) {
+            Ok(directory) => directory,
+            Err(errno) => {
+                self.decide_about_nothing(path, asked)?;
+                return Err(errno.into());
+            }
+        };
+        asked.decide(below(self.whereabouts(directory.as_fd(), path)?, trimmed(name)))?;
+        Ok(Place { directory: Some(directory), name })
+    }
+
+    /// The absolute path of what was found under `path`, as the kernel has it.
+    fn whereabouts(&self, found: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        for _ in 0..ATTEMPTS {
+            let name = readlinkat(&self.descriptors, found.as_raw_fd().to_string().as_str())?.into_vec();
+            if !name.starts_with(b"/") {
+                // Without a place in any tree: pipes and the like, which only magic links lead to.
+                return Err(Errno::EACCES);
+            }
+            // Two cases in which it is not what it seems (fs/d_path.c): what was removed is shown so, and below a working directory
+            // whose mount is gone the path begins at that mount. Then it must lead back to the same file.
+            let is_plain = path.starts_with(b"/") && !name.ends_with(b" (deleted)");
+            if is_plain || Self::leads_to(&name, found)? {
+                return Ok(name);
+            }
+            // It may have been renamed since.
+        }
+        Err(Errno::ENOENT)
+    }
+
+    fn leads_to(name: &[u8], found: BorrowedFd<'_>) -> Result<bool, Errno> {
+        Ok(at(name) == Some(identity(found)?))
     }
 
     /// Opens what is there, or makes a file with exactly `permissions` that belongs to root.
@@ -124,69 +267,109 @@ impl Paths {
         path: &[u8],
         flags: OFlag,
         permissions: Mode,
-    ) -> Result<Opened, CreateError> {
+        asked: &Asked<'_>,
+    ) -> Result<Opened, PathError> {
         for _ in 0..ATTEMPTS {
-            match self.create(path, flags, permissions) {
-                Err(CreateError::Open(Errno::EEXIST)) => {}
+            match self.open_or_make(path, flags, permissions, asked) {
+                Err(PathError::Open(Errno::EEXIST)) => {}
                 result => return result,
             }
-            match self.open(path, flags) {
-                // It has been removed meanwhile, or is a symbolic link to nothing, which is never followed to make a file.
-                Err(Errno::ENOENT) => {}
-                result => return result.map_err(CreateError::Open),
+        }
+        Err(PathError::Open(Errno::ENOENT))
+    }
+
+    /// EEXIST if it is there and is not: it was made or removed meanwhile, or is a symbolic link to nothing, which is never followed
+    /// to make a file.
+    fn open_or_make(
+        &self,
+        path: &[u8],
+        flags: OFlag,
+        permissions: Mode,
+        asked: &Asked<'_>,
+    ) -> Result<Opened, PathError> {
+        // What is there comes first where it is decided about: a name in one place may be a link to another.
+        let is_there = asked.is_about_paths() && !matches!(self.look(path, true), Err(Errno::ENOENT));
+        if !is_there {
+            match self.create(path, flags, permissions, asked) {
+                Err(PathError::Open(Errno::EEXIST)) => {}
+                result => return result,
             }
         }
-        Err(CreateError::Open(Errno::ENOENT))
+        match self.open(path, flags, asked) {
+            Err(PathError::Open(Errno::ENOENT)) => Err(PathError::Open(Errno::EEXIST)),
+            result => result,
+        }
     }
 
     /// Makes a file that was not there, with exactly `permissions`, that belongs to root.
-    pub(crate) fn create(&self, path: &[u8], flags: OFlag, permissions: Mode) -> Result<Opened, CreateError> {
+    fn create(
+        &self,
+        path: &[u8],
+        flags: OFlag,
+        permissions: Mode,
+        asked: &Asked<'_>,
+    ) -> Result<Opened, PathError> {
+        self.make(&self.place(path, asked)?, flags, permissions)
+    }
+
+    /// Removes a name and makes a file under it.
+    pub(crate) fn replace(
+        &self,
+        path: &[u8],
+        flags: OFlag,
+        permissions: Mode,
+        asked: &Asked<'_>,
+    ) -> Result<Opened, PathError> {
+        let place = self.place(path, asked)?;
+        unlinkat(place.directory(), place.name, UnlinkatFlags::NoRemoveDir)?;
+        self.make(&place, flags, permissions)
+    }
+
+    fn make(&self, place: &Place<'_>, flags: OFlag, permissions: Mode) -> Result<Opened, PathError> {
         // Nobody may open it before it belongs to root: mode 0 until then.
-        let fd = resolve(path, flags | OFlag::O_CREAT | OFlag::O_EXCL, Mode::empty())
-            .map_err(CreateError::Open)?;
+        let fd = resolve(place.directory(), place.name, flags | OFlag::O_CREAT | OFlag::O_EXCL)?;
         match self.finish(fd.as_fd(), permissions) {
             Ok((kind, read_ahead)) => Ok(Opened { fd, kind, read_ahead }),
             Err(error) => {
                 // As qemu-ga does; but only if the path still names what was made.
-                let _ = remove_if_same(path, fd.as_fd());
+                let _ = remove_if_same(place, fd.as_fd());
                 Err(error)
             }
         }
     }
 
-    fn finish(&self, fd: BorrowedFd<'_>, permissions: Mode) -> Result<(Kind, bool), CreateError> {
-        let stat = fstat(fd).map_err(CreateError::Owner)?;
-        self.give_to_root(fd, &stat).map_err(CreateError::Owner)?;
+    fn finish(&self, fd: BorrowedFd<'_>, permissions: Mode) -> Result<(Kind, bool), PathError> {
+        let stat = fstat(fd).map_err(PathError::Owner)?;
+        self.give_to_root(fd, &stat).map_err(PathError::Owner)?;
         // Behind the owner: a change of owner takes set-uid away (`chown(2)`).
-        fchmod(fd, permissions).map_err(CreateError::Permissions)?;
-        self.inspect(fd).map_err(CreateError::Open)
+        fchmod(fd, permissions).map_err(PathError::Permissions)?;
+        Ok(self.inspect(fd)?)
     }
 
     /// Makes one directory; `permissions` are `mkdir(2)`'s, all bits of them effective. It belongs to root.
-    pub(crate) fn make_directory(&self, path: &[u8], permissions: Mode) -> Result<(), Errno> {
-        mkdirat(AT_FDCWD, path, permissions)?;
+    pub(crate) fn make_directory(
+        &self,
+        path: &[u8],
+        permissions: Mode,
+        asked: &Asked<'_>,
+    ) -> Result<(), PathError> {
+        let place = self.place(path, asked)?;
+        mkdirat(place.directory(), place.name, permissions)?;
         if self.own.is_some() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-            let fd = resolve(path, flags, Mode::empty())?;
+            let fd = resolve(place.directory(), place.name, flags)?;
             // If somebody has put another directory there meanwhile, it does not have our owner and stays as it is.
             self.give_to_root(fd.as_fd(), &fstat(&fd)?)?;
         }
         Ok(())
     }
 
-    /// Removes a name.
-    pub(crate) fn remove(&self, path: &[u8]) -> Result<(), Errno> {
-        unlinkat(AT_FDCWD, path, UnlinkatFlags::NoRemoveDir)
-    }
-
-    /// Finds what a path names without opening it. The descriptor can be looked at, and given to [`Self::reopen`].
+    /// As [`Self::find`], on the way to something that is decided about.
     pub(crate) fn look(&self, path: &[u8], follow: bool) -> Result<OwnedFd, Errno> {
-        let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
-        let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        openat2(AT_FDCWD, path, how)
+        openat2(AT_FDCWD, path, looking(follow))
     }
 
-    /// Opens what [`Self::look`] has found, and nothing else, whatever its path names by now.
+    /// Opens what [`Self::find`] has found, and nothing else, whatever its path names by now.
     pub(crate) fn reopen(&self, found: BorrowedFd<'_>, flags: OFlag) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let how = OpenHow::new().flags(flags);
@@ -228,21 +411,86 @@ impl Paths {
     }
 }
 
-fn resolve(path: &[u8], flags: OFlag, mode: Mode) -> Result<OwnedFd, Errno> {
-    // O_NONBLOCK: a FIFO or a serial line without a peer must not hold up the thread. O_NOCTTY: nor may a terminal become ours.
-    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let how = OpenHow::new().flags(flags).mode(mode).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(AT_FDCWD, path, how)
+/// To see what is there, and no more: it is not opened.
+fn looking(follow: bool) -> OpenHow {
+    let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
+    OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS)
 }
 
-fn remove_if_same(path: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let made = fstat(fd)?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let there = fstat(openat2(AT_FDCWD, path, how)?)?;
-    if (made.st_dev, made.st_ino) == (there.st_dev, there.st_ino) {
-        unlinkat(AT_FDCWD, path, UnlinkatFlags::NoRemoveDir)?;
+/// Which file it is, whatever it is called.
+fn identity(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
+    fstat(fd).map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Which file is at a path without links; none if there is none.
+fn at(path: &[u8]) -> Option<Identity> {
+    let how = looking(false).resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    identity(openat2(AT_FDCWD, path, how).ok()?.as_fd()).ok()
+}
+
+/// The path of a name in a directory.
+fn below(mut directory: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    if !directory.ends_with(b"/") {
+        directory.push(b'/');
+    }
+    directory.extend_from_slice(name);
+    directory
+}
+
+fn trimmed(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last.saturating_add(1));
+    path.get(..end).unwrap_or_default()
+}
+
+/// The directory of a path, and the name in it with the slashes behind it, which mean something to the kernel.
+fn last_part(path: &[u8]) -> (&[u8], &[u8]) {
+    match trimmed(path).iter().rposition(|byte| *byte == b'/') {
+        None => (b".", path),
+        Some(slash) => {
+            let (above, name) = path.split_at(slash.saturating_add(1));
+            (above, name)
+        }
+    }
+}
+
+fn resolve(directory: BorrowedFd<'_>, path: &[u8], flags: OFlag) -> Result<OwnedFd, Errno> {
+    // O_NONBLOCK: a FIFO or a serial line without a peer must not hold up the thread. O_NOCTTY: nor may a terminal become ours.
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    // What is made has mode 0 at first.
+    let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(directory, path, how)
+}
+
+fn remove_if_same(place: &Place<'_>, made: BorrowedFd<'_>) -> Result<(), Errno> {
+    let there = openat2(place.directory(), place.name, looking(false))?;
+    if identity(made)? == identity(there.as_fd())? {
+        unlinkat(place.directory(), place.name, UnlinkatFlags::NoRemoveDir)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_the_slashes_behind_it() {
+        let shown = |path: &str| {
+            let (above, name) = last_part(path.as_bytes());
+            [above, name].map(|part| String::from_utf8_lossy(part).into_owned())
+        };
+        assert_eq!(shown("/a/b"), ["/a/", "b"]);
+        assert_eq!(shown("/a//b//"), ["/a//", "b//"]);
+        assert_eq!(shown("b"), [".", "b"]);
+        assert_eq!(shown("b/"), [".", "b/"]);
+        assert_eq!(shown("/b"), ["/", "b"]);
+        assert_eq!(shown("/"), [".", "/"]);
+        assert_eq!(shown(""), [".", ""]);
+    }
+
+    #[test]
+    fn what_lies_below_the_root_has_one_slash() {
+        assert_eq!(below(b"/".to_vec(), b"a"), b"/a");
+        assert_eq!(below(b"/a".to_vec(), b"b\n"), b"/a/b\n");
+    }
 }

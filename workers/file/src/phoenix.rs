@@ -5,19 +5,21 @@
 
 use std::fmt::Write as _;
 
+use authorize::Exceeded;
 use md5::{Digest as _, Md5};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use proto::file::{ListDirectory, OfPath, PhoenixOpen, PhoenixReadDone, PhoenixWrite, Stat, StatInfo, Time};
 use proto::limits::MESSAGE;
 use proto::{Failed, Text};
-use runtime::Call;
+use runtime::NotDone;
 
 use crate::Files;
+use crate::asked::Asked;
 use crate::modes::{for_new, permissions};
-use crate::paths::{CreateError, Kind, Opened};
+use crate::paths::{Kind, Opened, PathError};
 use crate::plain::{Deadline, Plain};
-use crate::table::{OpenFile, lock};
+use crate::table::{Kept, OpenFile, Shared, lock};
 
 /// What one read returns at most; clients count on it.
 const READ: usize = 4096;
@@ -25,52 +27,56 @@ const READ: usize = 4096;
 /// How much of a file is in memory for its MD5.
 const DIGEST_PIECE: usize = 64 * 1024;
 
-pub(crate) fn open(files: &Files, request: &PhoenixOpen, call: &Call<'_>) -> Result<i64, Failed> {
-    let failed = |errno| path_error("open", &request.path, errno);
-    files.table.room().map_err(failed)?;
+pub(crate) fn open(files: &Files, request: &PhoenixOpen, asked: &Asked<'_>) -> Result<i64, NotDone> {
+    let failed = |error: PathError| error.or(|errno| path_error("open", &request.path, errno));
+    files.room(asked).map_err(failed)?;
     // Any mode but `w` reads.
     let opened = if request.writes() {
-        open_for_writing(files, request)
+        open_for_writing(files, request, asked)
     } else {
-        files.paths.open(&request.path.0, OFlag::O_RDONLY)
+        files.paths.open(&request.path.0, OFlag::O_RDONLY, asked)
     };
     let opened = opened.map_err(failed)?;
     let plain = Plain::new(opened.fd, opened.kind, request.path.clone());
-    files.keep(call, OpenFile::Plain(plain), opened.read_ahead).map_err(failed)
+    let kept = files.keep(asked, OpenFile::Plain(plain), opened.read_ahead);
+    kept.map_err(|errno| failed(errno.into()))
 }
 
-fn open_for_writing(files: &Files, request: &PhoenixOpen) -> Result<Opened, Errno> {
+fn open_for_writing(files: &Files, request: &PhoenixOpen, asked: &Asked<'_>) -> Result<Opened, PathError> {
     let permissions = for_new(permissions(request.perm).ok_or(Errno::EINVAL)?);
     files.may_set_group_id(permissions)?;
     let (path, flags) = (&request.path.0, OFlag::O_WRONLY | OFlag::O_TRUNC);
-    match files.paths.open_or_create(path, flags, permissions) {
-        Err(CreateError::Open(Errno::ETXTBSY)) if request.force => {
-            files.paths.remove(path)?;
-            files.paths.create(path, flags, permissions)
+    match files.paths.open_or_create(path, flags, permissions, asked) {
+        Err(PathError::Open(Errno::ETXTBSY)) if request.force => {
+            files.paths.replace(path, flags, permissions, asked)
         }
         result => result,
     }
-    .map_err(|error| error.errno())
 }
 
-pub(crate) fn close(files: &Files, call: &Call<'_>) -> bool {
+pub(crate) fn close(files: &Files, asked: &Asked<'_>) -> bool {
     // Whatever the number; an error of close(2) is not told either, as ever.
-    if find(files, call).is_ok() {
-        files.table.remove(call.detail.handle);
+    if find(files, asked).is_ok() {
+        files.table.remove(asked.call.detail.handle);
     }
     true
 }
 
 /// One read(2). At the end the file is closed, and the broker forgets its number when it sees `eof`.
-pub(crate) fn read(files: &Files, call: &Call<'_>) -> Result<PhoenixReadDone, Failed> {
-    let file = find(files, call)?;
+pub(crate) fn read(files: &Files, asked: &Asked<'_>) -> Result<PhoenixReadDone, NotDone> {
+    let call = asked.call;
+    let file = find(files, asked)?;
     let mut output = call.output.borrow_mut();
-    output.resize(READ, 0);
-    let result = match &*lock(&file) {
-        OpenFile::Plain(plain) => plain
+    let result = {
+        let Kept { file, grant } = &mut *lock(&file);
+        let OpenFile::Plain(plain) = file else { return Err(unknown().into()) };
+        grant.permits(asked)?;
+        let most = grant.readable(READ).map_err(|exceeded| beyond("read", plain.path(), exceeded))?;
+        output.resize(most, 0);
+        plain
             .read(&mut output, &files.waiting, Deadline::before(call.deadline_ms))
-            .map_err(|errno| path_error("read", plain.path(), errno)),
-        OpenFile::Stream(_) => Err(unknown()),
+            .inspect(|count| grant.use_up(*count))
+            .map_err(|errno| path_error("read", plain.path(), errno))
     };
     output.truncate(*result.as_ref().unwrap_or(&0));
     let eof = result? == 0;
@@ -83,28 +89,35 @@ pub(crate) fn read(files: &Files, call: &Call<'_>) -> Result<PhoenixReadDone, Fa
 /// One piece of what is to be written; it begins at `detail.offset` of the request's payload.
 ///
 /// With `eof` the file is closed behind the last piece, or at once if a piece fails: in both cases the number is gone.
-pub(crate) fn write(files: &Files, request: &PhoenixWrite, call: &Call<'_>) -> Result<bool, Failed> {
-    let file = find(files, call)?;
-    let result = match &*lock(&file) {
-        OpenFile::Plain(plain) => plain
-            .write(call.payload, &files.waiting, Deadline::before(call.deadline_ms))
-            .map_err(|errno| path_error("write", plain.path(), errno)),
-        OpenFile::Stream(_) => Err(unknown()),
+pub(crate) fn write(files: &Files, request: &PhoenixWrite, asked: &Asked<'_>) -> Result<bool, NotDone> {
+    let call = asked.call;
+    let file = find(files, asked)?;
+    let result = {
+        let Kept { file, grant } = &mut *lock(&file);
+        let OpenFile::Plain(plain) = file else { return Err(unknown().into()) };
+        grant.permits(asked)?;
+        let writable = grant.writable(call.payload.len(), request.bufb64.length);
+        writable.map_err(|exceeded| beyond("write", plain.path(), exceeded)).and_then(|()| {
+            grant.use_up(call.payload.len());
+            plain
+                .write(call.payload, &files.waiting, Deadline::before(call.deadline_ms))
+                .map_err(|errno| path_error("write", plain.path(), errno))
+        })
     };
     let length = u64::try_from(call.payload.len()).unwrap_or(u64::MAX);
     let last = call.detail.offset.unwrap_or(0).saturating_add(length) >= request.bufb64.length;
     if request.eof && (last || result.is_err()) {
         files.table.remove(call.detail.handle);
     }
-    result.map(|()| true)
+    Ok(result.map(|()| true)?)
 }
 
-pub(crate) fn md5_sum(files: &Files, request: &OfPath, call: &Call<'_>) -> Result<String, Failed> {
-    let deadline = Deadline::before(call.deadline_ms);
-    let opened = files
-        .paths
-        .open(&request.path.0, OFlag::O_RDONLY)
-        .map_err(|errno| path_error("open", &request.path, errno))?;
+pub(crate) fn md5_sum(files: &Files, request: &OfPath, asked: &Asked<'_>) -> Result<String, NotDone> {
+    let deadline = Deadline::before(asked.call.deadline_ms);
+    let opened = files.paths.open(&request.path.0, OFlag::O_RDONLY, asked);
+    let opened = opened.map_err(|error| error.or(|errno| path_error("open", &request.path, errno)))?;
+    let grant = asked.grant();
+    let mut total = 0_u64;
     let plain = Plain::new(opened.fd, opened.kind, request.path.clone());
     let failed = |errno| path_error("read", &request.path, errno);
     let mut digest = Md5::new();
@@ -114,10 +127,14 @@ pub(crate) fn md5_sum(files: &Files, request: &OfPath, call: &Call<'_>) -> Resul
         if count == 0 {
             break;
         }
+        // The sum of a part says nothing of the file.
+        total = total.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        let allowed = grant.terms.as_ref().map_or(Ok(()), |terms| terms.whole(total));
+        allowed.map_err(|exceeded| beyond("read", &request.path, exceeded))?;
         digest.update(buffer.get(..count).unwrap_or_default());
         // A device may have no end.
         if deadline.has_passed() {
-            return Err(failed(Errno::ETIMEDOUT));
+            return Err(failed(Errno::ETIMEDOUT).into());
         }
     }
     Ok(digest.finalize().iter().fold(String::with_capacity(32), |mut text, byte| {
@@ -126,21 +143,26 @@ pub(crate) fn md5_sum(files: &Files, request: &OfPath, call: &Call<'_>) -> Resul
     }))
 }
 
-pub(crate) fn stat(files: &Files, request: &OfPath) -> Result<StatInfo, Failed> {
-    let found = files.paths.look(&request.path.0, false).and_then(nix::sys::stat::fstat);
-    let stat = found.map_err(|errno| path_error("lstat", &request.path, errno))?;
+pub(crate) fn stat(files: &Files, request: &OfPath, asked: &Asked<'_>) -> Result<StatInfo, NotDone> {
+    let found = files.paths.find(&request.path.0, false, asked);
+    let stat = found.and_then(|found| Ok(nix::sys::stat::fstat(found)?));
+    let stat = stat.map_err(|error| error.or(|errno| path_error("lstat", &request.path, errno)))?;
     Ok(entry(base_name(&request.path.0), &stat))
 }
 
-pub(crate) fn list(files: &Files, request: &ListDirectory) -> Result<Vec<StatInfo>, Failed> {
-    let opened = files.paths.open(&request.path.0, OFlag::O_RDONLY);
-    let opened = opened.map_err(|errno| path_error("open", &request.path, errno))?;
+pub(crate) fn list(
+    files: &Files,
+    request: &ListDirectory,
+    asked: &Asked<'_>,
+) -> Result<Vec<StatInfo>, NotDone> {
+    let opened = files.paths.open(&request.path.0, OFlag::O_RDONLY, asked);
+    let opened = opened.map_err(|error| error.or(|errno| path_error("open", &request.path, errno)))?;
     let failed = |errno| path_error("readdirent", &request.path, errno);
     if opened.kind != Kind::Directory {
-        return Err(failed(Errno::ENOTDIR));
+        return Err(failed(Errno::ENOTDIR).into());
     }
     let limit = usize::try_from(request.n).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-    entries(opened, limit).map_err(failed)
+    Ok(entries(opened, limit).map_err(failed)?)
 }
 
 /// In the order of the kernel; what vanishes meanwhile is left out.
@@ -220,14 +242,19 @@ fn numbers(stat: &nix::sys::stat::FileStat) -> Stat {
     }
 }
 
-fn find(files: &Files, call: &Call<'_>) -> Result<crate::table::Shared, Failed> {
-    let file = files.table.find(call.detail.handle).ok_or_else(unknown)?;
-    let ours = matches!(&*lock(&file), OpenFile::Plain(_));
+fn find(files: &Files, asked: &Asked<'_>) -> Result<Shared, Failed> {
+    let file = files.table.find(asked.call.detail.handle).ok_or_else(unknown)?;
+    let ours = matches!(lock(&file).file, OpenFile::Plain(_));
     if ours { Ok(file) } else { Err(unknown()) }
 }
 
 fn unknown() -> Failed {
     Failed::new("Incorrect handle id")
+}
+
+/// A limit that the broker should have kept.
+fn beyond(operation: &str, path: &Text, exceeded: Exceeded) -> Failed {
+    Failed::new(format!("{operation} {path}: permission denied: {exceeded}"))
 }
 
 /// A path error in Go's words.

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use authorize::{Asker, By, Facts, Policy, Sealed, authorize, decide};
+use authorize::{Asker, By, Policy, Sealed, authorize, decide};
 pub use authorize::{RunAs, Terms};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
@@ -400,18 +400,23 @@ impl Call<'_> {
     /// # Errors
     /// [`Refused`]: the job ends with it, before anything has been done.
     pub fn decide(&self, request: &Request, found: Found) -> Result<By, Refused> {
-        let by = self.decide_again(request, found.clone())?;
+        let by = self.decide_again(request, &found)?;
         self.found.replace(found);
         Ok(by)
+    }
+
+    /// Says that another worker would do what the kernel refuses to this one, which started before it was there.
+    pub fn is_too_old(&self) {
+        self.found.borrow_mut().stale = true;
     }
 
     /// As [`Self::decide`], about what was found out by an earlier job and is known to the broker.
     ///
     /// # Errors
     /// [`Refused`].
-    pub fn decide_again(&self, request: &Request, found: Found) -> Result<By, Refused> {
+    pub fn decide_again(&self, request: &Request, found: &Found) -> Result<By, Refused> {
         let asker = Asker { channel: &self.channel, frozen: false };
-        decide(self.policy, asker, request, Facts::from(&found)).map_err(|_| Refused { found })
+        decide(self.policy, asker, request, found.into()).map_err(|_| Refused { found: found.clone() })
     }
 
     /// A reply without what the rule leaves out of it.

@@ -50,6 +50,16 @@ impl Worker {
             groups: groups.to_vec(),
             ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
         };
+        Self::with_rules(folder, base, user, vec![allow])
+    }
+
+    /// As root starts it, or as the user who runs these tests, with a policy of its own.
+    pub(crate) fn under(folder: &Path, rules: Vec<Rule>) -> Self {
+        let base = if nix::unistd::geteuid().is_root() { BASE } else { 0 };
+        Self::with_rules(folder, base, None, rules)
+    }
+
+    fn with_rules(folder: &Path, base: u32, user: Option<u32>, rules: Vec<Rule>) -> Self {
         let settings = Settings {
             channels: Vec::new(),
             audit: AuditSink::Off,
@@ -61,7 +71,7 @@ impl Worker {
             idle_seconds: 0,
             ..Settings::default()
         };
-        let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), vec![allow])).encode().unwrap();
+        let sealed = Sealed::new(settings, Policy::new("test", Vec::new(), rules)).encode().unwrap();
         let sealed = jail::sealed::from_bytes(c"sealed", &sealed).unwrap();
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
@@ -103,6 +113,11 @@ impl Worker {
                     other => panic!("{other:?} is no file reply"),
                 });
                 (received.id, (result, received.payload.to_vec()))
+            }
+            // What the broker would decide by.
+            FromWorker::Denied(found) => {
+                let path = found.path.expect("it has found something");
+                (received.id, (Err(Failed::new(format!("denied: {path}"))), received.payload.to_vec()))
             }
             other => panic!("{other:?} is no answer"),
         }

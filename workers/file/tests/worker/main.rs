@@ -11,5 +11,6 @@
 mod harness;
 mod hostile;
 mod phoenix;
+mod policy;
 mod qga;
 mod stock;
