@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::say::raw;
 use crate::subcommands::{Call, Spoken};
+use crate::terminal;
 use connection::Connection;
 
 const REFUSED: u8 = 1;
@@ -157,7 +158,7 @@ fn pass_lines(call: &Call) -> Result<(), Trouble> {
         send(&mut connection, call, &line)?;
         let mut answer = receive(&mut connection, call, "the line")?;
         if terminal {
-            answer = show::harmless(&String::from_utf8_lossy(&answer)).into_bytes();
+            answer = terminal::harmless(&String::from_utf8_lossy(&answer)).into_bytes();
         }
         answer.push(b'\n');
         if out.write_all(&answer).and_then(|()| out.flush()).is_err() {
@@ -205,7 +206,7 @@ fn reason(call: &Call, error: &io::Error) -> String {
 
 fn parse(call: &Call, line: &[u8]) -> Result<Value, Trouble> {
     serde_json::from_slice(line).map_err(|error| {
-        let shown: String = show::harmless(&String::from_utf8_lossy(line)).chars().take(200).collect();
+        let shown: String = terminal::harmless(&String::from_utf8_lossy(line)).chars().take(200).collect();
         Trouble::NoAnswer(format!(
             "{} answers with something that is no JSON ({error}): {shown}",
             call.socket
@@ -216,12 +217,12 @@ fn parse(call: &Call, line: &[u8]) -> Result<Value, Trouble> {
 /// The agent's error for people, with a next step where there is one.
 fn refusal(call: &Call, error: &Value) -> String {
     let text =
-        |member: &str| error.get(member).and_then(Value::as_str).map(show::harmless).unwrap_or_default();
+        |member: &str| error.get(member).and_then(Value::as_str).map(terminal::harmless).unwrap_or_default();
     if call.dialect == Spoken::Phoenix {
         let why =
             error.get("bufb64").and_then(Value::as_str).and_then(show::text_of_base64).unwrap_or_default();
         let code = error.get("code").and_then(Value::as_i64).unwrap_or(-1);
-        return format!("the agent answers: {} (code {code})", show::harmless(&why));
+        return format!("the agent answers: {} (code {code})", terminal::harmless(&why));
     }
     let (class, why) = (text("class"), text("desc"));
     let hint = if why.contains("has been disabled") {

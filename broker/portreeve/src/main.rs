@@ -2,11 +2,12 @@
 //!
 //! Runs with the rights of its caller, usually root, and reads what root wrote: options, environment, configuration. It
 //! parses no policy (a confined child does) and nothing that comes from a host, except for `portreeve call`, which is a
-//! client on the host's side and distrusts the guest. To run the agent it execs the spawner in its own place, so that the
+//! client on the host's side and distrusts the guest, and `portreeve audit`, which distrusts the logs that it reads. To run the agent it execs the spawner in its own place, so that the
 //! process id stays; it never serves a request.
 #![forbid(unsafe_code)]
 
 mod activation;
+mod audit;
 mod call;
 mod configuration;
 mod daemon;
@@ -21,6 +22,7 @@ mod qemu_ga;
 mod say;
 mod state;
 mod subcommands;
+mod terminal;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

@@ -4,6 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use crate::terminal;
+
 /// Members that hold base64, beside those whose names end in `-b64`.
 const BASE64: [&str; 3] = ["out-data", "err-data", "bufb64"];
 
@@ -65,35 +67,9 @@ fn write(out: &mut String, value: &Value, depth: usize, coloured: bool) {
     }
 }
 
-/// A JSON text. More is escaped than JSON asks for: see [`is_harmful`].
+/// A JSON text. More is escaped than JSON asks for: see [`is_harmful`](terminal::is_harmful).
 fn quoted(text: &str) -> String {
-    let json = Value::from(text).to_string();
-    let mut safe = String::with_capacity(json.len());
-    for letter in json.chars() {
-        if is_harmful(letter) {
-            let mut units = [0; 2];
-            for unit in letter.encode_utf16(&mut units) {
-                safe.push_str(&format!("\\u{unit:04x}"));
-            }
-        } else {
-            safe.push(letter);
-        }
-    }
-    safe
-}
-
-/// The text with everything replaced that a terminal would obey.
-pub(super) fn harmless(text: &str) -> String {
-    text.chars()
-        .map(|letter| if is_harmful(letter) && letter != '\n' { '\u{fffd}' } else { letter })
-        .collect()
-}
-
-/// What moves cursors, changes colours or turns the direction of writing: control characters, C1 among them, and Unicode's
-/// line ends and bidirectional controls (UAX #9).
-fn is_harmful(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}')
+    terminal::escaped(&Value::from(text).to_string())
 }
 
 /// Replaces base64 members by the text they hold, where they hold some.
@@ -138,7 +114,6 @@ mod tests {
     fn what_a_guest_says_cannot_command_a_terminal() {
         let name = "a\x1b[2J\u{9b}31m\u{202e}b\x7f";
         assert_eq!(pretty(&json!(name), false), "\"a\\u001b[2J\\u009b31m\\u202eb\\u007f\"\n");
-        assert_eq!(harmless("x\x1b[2J\ny"), "x\u{fffd}[2J\ny");
     }
 
     #[test]
