@@ -63,6 +63,10 @@ const TOKENS: &[&[u8]] = &[
     b"guest-exec",
     b",",
     b":",
+    b"\"prev\":\"0000000000000000000000000000000000000000000000000000000000000000\"",
+    b"\"sequence\":",
+    b"\"kind\":\"start\"",
+    b"\"link\":null",
 ];
 
 fn check(name: &str) {
@@ -207,4 +211,5 @@ targets! {
     compiled_policy_decides_soundly
     policy_text_compiles_soundly
     policy_bundle_is_read_soundly
+    audit_log_is_read_soundly
 }

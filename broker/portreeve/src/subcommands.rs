@@ -1,15 +1,17 @@
-//! `portreeve run`, `doctor`, `call`: what people type.
+//! `portreeve run`, `doctor`, `call`, `audit`: what people type.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use records::Head;
 
 use crate::configuration::{self, Configuration};
 use crate::launch::{Launch, launch};
 use crate::say::raw;
-use crate::{call, doctor};
+use crate::{auditor, call, doctor};
 
 /// Keeps the virtio port of a virtual machine: a guest agent that trusts neither the host nor itself.
 #[derive(Parser)]
@@ -44,6 +46,130 @@ enum Subcommands {
                   echo '{\"execute\":\"guest-ping\"}' | portreeve call --raw /run/vm1-agent.sock"
     )]
     Call(Call),
+    /// Read the audit log: check it, watch it, report on it, pass it on.
+    #[command(
+        subcommand,
+        after_help = "Without FILE the log that the configuration names. docs/auditor.md says how to check a log.\n\n\
+                      Example: portreeve audit verify /var/log/portreeve-audit.jsonl"
+    )]
+    Audit(Audit),
+}
+
+/// What `portreeve audit` can do.
+#[derive(Subcommand)]
+pub(crate) enum Audit {
+    /// Say whether the log is what the agent wrote: its chain of hashes, gaps, edits, its end.
+    #[command(after_help = "Exit status: 0 whole, 1 not whole, 2 cannot be read.\n\n\
+        Examples: portreeve audit verify /var/log/portreeve-audit.jsonl\n          \
+                  portreeve audit verify --head 4711:$HASH --json audit.jsonl | jq .findings\n          \
+                  journalctl -t portreeve-audit -o cat | portreeve audit verify -")]
+    Verify(AuditVerify),
+    /// Show each request in a line as it is recorded, over rotation; ends on SIGINT with 0.
+    #[command(after_help = "Without --since it begins with the last ten. Times are UTC.\n\n\
+        Examples: portreeve audit follow\n          \
+                  portreeve audit follow --denied --since 24h /var/log/portreeve-audit.jsonl")]
+    Follow(AuditFollow),
+    /// Who asked what and when, what was refused, changed, slow or went wrong.
+    #[command(
+        after_help = "Exit status: 0 the log is whole, 1 it is not (the report is made all the same), 2 cannot be read.\n\n\
+        Examples: portreeve audit report\n          \
+                  portreeve audit report --html report.html --since 2026-11-01T00:00:00Z"
+    )]
+    Report(AuditReport),
+    /// Turn records into events of OCSF or ECS, one JSON line each, for log systems.
+    #[command(
+        after_help = "Exit status: 0 all lines were records, 1 some were not (they are named and left out), 2 cannot be read.\n\n\
+        Example: portreeve audit export --format ecs --since 1h | curl --data-binary @- https://logs.example/_bulk"
+    )]
+    Export(AuditExport),
+}
+
+/// Which log, and what vouches for it.
+#[derive(Args)]
+pub(crate) struct Log {
+    /// The log; rotated files beside it are read first. Several files are put in order. - is standard input.
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Only FILE, without the rotated files beside it.
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// A record that was noted elsewhere, as the agent's log has it; can be given several times.
+    #[arg(long, value_name = "SEQUENCE:HASH")]
+    pub(crate) head: Vec<Head>,
+}
+
+/// What `portreeve audit verify` was given.
+#[derive(Args)]
+pub(crate) struct AuditVerify {
+    #[command(flatten)]
+    pub(crate) log: Log,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `portreeve audit follow` was given.
+#[derive(Args)]
+pub(crate) struct AuditFollow {
+    /// The log; - is standard input.
+    pub(crate) file: Option<PathBuf>,
+    /// Only what was refused.
+    #[arg(long)]
+    pub(crate) denied: bool,
+    /// Only what changes something: intents and their outcomes.
+    #[arg(long)]
+    pub(crate) changes: bool,
+    /// Only this command; can be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) command: Vec<String>,
+    /// Begin there: a time in UTC, or how long ago.
+    #[arg(long, value_name = "TIME", value_parser = auditor::since)]
+    pub(crate) since: Option<SystemTime>,
+    /// Print the records as they are.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `portreeve audit report` was given.
+#[derive(Args)]
+pub(crate) struct AuditReport {
+    #[command(flatten)]
+    pub(crate) log: Log,
+    /// Write one HTML file that needs nothing else; - is standard output.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(crate) html: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Count from there on: a time in UTC, or how long ago. The chain is always checked from the beginning.
+    #[arg(long, value_name = "TIME", value_parser = auditor::since)]
+    pub(crate) since: Option<SystemTime>,
+}
+
+/// What `portreeve audit export` was given.
+#[derive(Args)]
+pub(crate) struct AuditExport {
+    /// The log, as for verify.
+    #[arg(value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Only FILE, without the rotated files beside it.
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// What the events follow.
+    #[arg(long, value_enum)]
+    pub(crate) format: EventFormat,
+    /// Begin there: a time in UTC, or how long ago.
+    #[arg(long, value_name = "TIME", value_parser = auditor::since)]
+    pub(crate) since: Option<SystemTime>,
+}
+
+/// A form of events.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventFormat {
+    /// Open Cybersecurity Schema Framework.
+    Ocsf,
+    /// Elastic Common Schema.
+    Ecs,
 }
 
 #[derive(Args)]
@@ -102,6 +228,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         Subcommands::Run(run) => start(arguments, &run),
         Subcommands::Doctor(Doctor { pid, json }) => doctor::main(pid, json),
         Subcommands::Call(given) => call::main(&given),
+        Subcommands::Audit(given) => auditor::main(given),
     }
 }
 
@@ -143,16 +270,26 @@ mod tests {
         Portreeve::command().debug_assert();
     }
 
+    /// The command and all below it.
+    fn tree(command: clap::Command) -> Vec<clap::Command> {
+        let below: Vec<clap::Command> = command.get_subcommands().cloned().flat_map(tree).collect();
+        std::iter::once(command).chain(below).collect()
+    }
+
     #[test]
     fn every_command_has_an_example_in_its_help() {
-        let without: Vec<String> = Portreeve::command()
-            .get_subcommands()
-            .chain([&Portreeve::command()])
+        let all = tree(Portreeve::command());
+        let without: Vec<&str> = all
+            .iter()
             .filter(|command| {
                 !command.get_after_help().is_some_and(|help| help.to_string().contains("Example"))
             })
-            .map(|command| command.get_name().to_owned())
+            .map(clap::Command::get_name)
             .collect();
-        assert_eq!(without, Vec::<String>::new());
+        assert_eq!(without, Vec::<&str>::new());
+        assert!(
+            all.iter().any(|command| command.get_name() == "verify"),
+            "commands below commands are looked at"
+        );
     }
 }

@@ -96,7 +96,10 @@ mod tests {
 
     #[test]
     fn nothing_that_a_terminal_obeys_and_nothing_invisible_gets_through() {
-        assert_eq!(escaped("a\x1b[2J\u{9b}\u{202e}b\u{200b}\u{e0041}"), "a\\u001b[2J\\u009b\\u202eb\\u200b\\udb40\\udc41");
+        assert_eq!(
+            escaped("a\x1b[2J\u{9b}\u{202e}b\u{200b}\u{e0041}"),
+            "a\\u001b[2J\\u009b\\u202eb\\u200b\\udb40\\udc41"
+        );
         assert_eq!(harmless("x\x1b[2J\ny"), "x\u{fffd}[2J\ny");
         assert_eq!(escaped("naïve привет 日本 😀"), "naïve привет 日本 😀");
     }

@@ -36,7 +36,7 @@ pub struct Seen {
     pub at: SystemTime,
 }
 
-/// A head of the chain that was kept outside: `SEQUENCE:HASH`.
+/// A head of the chain that was kept outside: `SEQUENCE:HASH`, or with a space as the agent's log has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
     /// The record's sequence.
@@ -49,12 +49,13 @@ impl FromStr for Head {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (sequence, hash) =
-            text.split_once(':').ok_or("a head is SEQUENCE:HASH, as the agent's log has it")?;
+        let (sequence, hash) = text
+            .split_once([':', ' '])
+            .ok_or("a head is SEQUENCE:HASH, or \"SEQUENCE HASH\" as the agent's log has it")?;
         Ok(Head {
             sequence: sequence
                 .parse()
-                .map_err(|_| "before the colon stands the record's sequence".to_owned())?,
+                .map_err(|_| "before the hash stands the record's sequence".to_owned())?,
             hash: hash.parse().map_err(|error| format!("{error}"))?,
         })
     }
@@ -80,7 +81,7 @@ pub struct Finding {
 /// Why the log is not what the agent wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Break {
-    /// A line is no record.
+    /// A line is no record, and the chain does not go on around it.
     NotARecord(NotARecord),
     /// The next record holds another hash of this one.
     Changed {
@@ -143,6 +144,8 @@ pub enum Break {
 /// What somebody who reads the log should know, although nothing is wrong with the chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
+    /// A line is no record, and the chain goes on around it: it was cut while it was written, or somebody added it.
+    NotARecord(Place, NotARecord),
     /// The first record is not the first that was written: the older ones were rotated away.
     BeginsInTheMiddle(Seen),
     /// Records of an agent that did not chain stand before the first that is chained.
@@ -309,6 +312,8 @@ pub struct Verifier {
     previous: Option<Previous>,
     /// A record that stands where it should not, right before the next one.
     aside: Option<Seen>,
+    /// Lines since the last record that are none.
+    faults: Few<(Place, NotARecord)>,
     disputed: Option<Disputed>,
     explained: Option<Explained>,
     intents: Intents,
@@ -345,6 +350,7 @@ impl Verifier {
             current: None,
             previous: None,
             aside: None,
+            faults: Few::default(),
             disputed: None,
             explained: None,
             intents: Intents::default(),
@@ -367,7 +373,7 @@ impl Verifier {
             (Ok(_), None) => None,
             (Err(why), hash) => {
                 self.settle(None);
-                self.find(Some(place), None, Break::NotARecord(why));
+                self.faults.push((place, why));
                 self.explained = Some(Explained::Fault(hash));
                 None
             }
@@ -377,6 +383,8 @@ impl Verifier {
     /// The whole log was given.
     pub fn finish(mut self) -> Verdict {
         self.settle(None);
+        // Cut where it ends, as by a machine that lost its power. What a witnessed head vouches for is not there, then.
+        self.pass_over_faults();
         self.end_segment();
         for Witness { head, found, instead } in self.verdict.witnesses.clone() {
             if found.is_none() {
@@ -413,14 +421,20 @@ impl Verifier {
     fn join(&mut self, seen: Seen, record: &Record<'_>) {
         let explained = self.explained.take();
         let Some(mut previous) = self.previous else {
+            match record.prev {
+                Some(Hash::NONE) => self.pass_over_faults(),
+                _ => self.find_faults(),
+            }
             self.begin(seen, record);
             return;
         };
         let Some(prev) = record.prev else {
+            self.find_faults();
             self.join_unchained(previous, seen, record);
             return;
         };
         if !previous.is_chained {
+            self.find_faults();
             // The agent learned to chain, or it links to a record without knowing whether that is chained.
             if prev == Hash::NONE || prev == previous.seen.hash {
                 self.notices.push(Notice::ChainedFrom(seen));
@@ -437,11 +451,13 @@ impl Verifier {
             previous.seen = aside;
         }
         if prev == previous.seen.hash {
+            self.pass_over_faults();
             self.advance(seen);
-            let expected = previous.seen.sequence.saturating_add(1);
-            let is_start = &*record.kind == "start";
-            if record.sequence != expected && !(is_start && record.sequence == 1) {
-                let expected = if is_start { 1 } else { expected };
+            let expected = match &*record.kind {
+                "start" => 1,
+                _ => previous.seen.sequence.saturating_add(1),
+            };
+            if record.sequence != expected {
                 self.find(Some(seen.place), Some(seen.sequence), Break::Miscounted { expected });
                 self.explained = Some(Explained::Suspect);
             } else if record.link.is_some_and(|link| link.hash != prev) {
@@ -452,8 +468,14 @@ impl Verifier {
         }
         match explained {
             // The agent itself wrote what is no record for us.
-            Some(Explained::Fault(Some(hash))) if hash == prev => self.advance(seen),
-            Some(Explained::Fault(_)) => self.restart(seen),
+            Some(Explained::Fault(Some(hash))) if hash == prev => {
+                self.pass_over_faults();
+                self.advance(seen);
+            }
+            Some(Explained::Fault(_)) => {
+                self.find_faults();
+                self.restart(seen);
+            }
             Some(Explained::Suspect) => {
                 self.current = self.current.and_then(Segment::without_last);
                 self.restart(seen);
@@ -555,6 +577,20 @@ impl Verifier {
                 self.current = None;
             }
         }
+    }
+
+    /// The chain goes on around them: nothing that was in it is missing.
+    fn pass_over_faults(&mut self) {
+        let Few { first, more } = std::mem::take(&mut self.faults);
+        first.into_iter().for_each(|(place, why)| self.notices.push(Notice::NotARecord(place, why)));
+        self.notices.more = self.notices.more.saturating_add(more);
+    }
+
+    /// The chain does not go on around them: they were records.
+    fn find_faults(&mut self) {
+        let Few { first, more } = std::mem::take(&mut self.faults);
+        first.into_iter().for_each(|(place, why)| self.find(Some(place), None, Break::NotARecord(why)));
+        self.findings.more = self.findings.more.saturating_add(more);
     }
 
     fn find(&mut self, place: Option<Place>, sequence: Option<u64>, what: Break) {

@@ -18,6 +18,11 @@ impl Hash {
     pub fn of(record: &[u8]) -> Self {
         Hash(Sha256::digest(record).into())
     }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 /// A text is not 64 lower-case hexadecimal digits.

@@ -4,6 +4,7 @@
 //! thousand mutations of the seeds in the normal tests. No I/O, and no clock: time is a number that the input moves.
 #![forbid(unsafe_code)]
 
+mod audit_log;
 mod conversation;
 mod forms;
 mod samples;
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("compiled_policy_decides_soundly", forms::policy),
     ("policy_text_compiles_soundly", forms::policy_text),
     ("policy_bundle_is_read_soundly", forms::bundle),
+    ("audit_log_is_read_soundly", audit_log::read),
 ];
 
 /// Runs the target called `name`.

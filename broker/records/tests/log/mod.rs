@@ -51,7 +51,7 @@ impl Log {
         );
         self.last = Hash::of(line.as_bytes());
         self.at += Duration::from_millis(1500);
-        writeln!(self.text, "{line}").unwrap();
+        writeln!(self.text, "{line}").expect("a text takes it");
         self.sequence
     }
 
