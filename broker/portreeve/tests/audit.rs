@@ -410,14 +410,14 @@ fn measured(arguments: &[&str], path: &Path) -> (u64, Duration, Output) {
         .spawn()
         .expect("it runs");
     let mut input = child.stdin.take().expect("a pipe");
-    let text = fs::read(path).expect("reads it");
+    let text = fs::read_to_string(path).expect("reads it");
     // All but the last line; then the process has read everything, and still lives.
-    let last = text[..text.len() - 1].iter().rposition(|&byte| byte == b'\n').expect("there are lines") + 1;
-    input.write_all(&text[..last]).expect("it reads");
+    let (all, last) = text.trim_end().rsplit_once('\n').expect("there are lines");
+    input.write_all(all.as_bytes()).expect("it reads");
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it runs");
     let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says so");
     let most = most.trim().trim_end_matches(" kB").parse().expect("a number");
-    input.write_all(&text[last..]).expect("it reads");
+    input.write_all(format!("\n{last}\n").as_bytes()).expect("it reads");
     drop(input);
     (most, begun.elapsed(), child.wait_with_output().expect("it ends"))
 }

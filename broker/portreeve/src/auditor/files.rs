@@ -113,7 +113,8 @@ impl Ends {
 
 /// By their chain where that tells, by the time of their first records else, and as they came where nothing does.
 fn in_order(mut ends: Vec<Ends>) -> Vec<PathBuf> {
-    ends.sort_by_key(|ends| ends.begin.map(|(at, _)| at));
+    // What does not begin with a record, as a file that was just made, comes last.
+    ends.sort_by_key(|ends| (ends.begin.is_none(), ends.begin.map(|(at, _)| at)));
     let mut left: VecDeque<Ends> = ends.into();
     let mut ordered: Vec<Ends> = Vec::new();
     while !left.is_empty() {

@@ -28,6 +28,8 @@ use crate::terminal::{Colour, Paint, escaped, shortened};
 const LAST: usize = 10;
 /// How often the file is looked at if nothing wakes us, in milliseconds: network filesystems tell no watcher.
 const PATIENCE: u16 = 1_000;
+/// How often a log is looked at whose files change their names, before it is said not to be there.
+const PATIENT: u32 = 500;
 
 pub(super) fn main(given: &AuditFollow) -> Result<u8, String> {
     let path = match &given.file {
@@ -82,6 +84,54 @@ impl Identity {
     }
 }
 
+/// A file of the log.
+struct Opened {
+    path: PathBuf,
+    file: File,
+    identity: Identity,
+}
+
+/// All files of the log, the oldest first, or the newest `alone`. They are opened under names that another process is changing, so
+/// this is done again, up to so many times, until two looks see the same.
+fn opened(path: &Path, alone: bool, times: u32) -> Result<VecDeque<Opened>, String> {
+    let look = || {
+        let sources = Sources::find(&[path.to_owned()], alone)?;
+        let open = |path: &PathBuf| {
+            let file = File::open(path)?;
+            let identity = Identity::of(&file.metadata()?);
+            Ok(Opened { path: path.clone(), file, identity })
+        };
+        let opened = sources.paths().iter().map(|path| open(path).map_err(|error| unreadable(path, &error)));
+        opened.collect::<Result<VecDeque<Opened>, String>>()
+    };
+    let mut before = look();
+    for _ in 0..times {
+        let now = look();
+        match (&before, &now) {
+            (Ok(before), Ok(now))
+                if before.iter().map(|file| file.identity).eq(now.iter().map(|file| file.identity)) =>
+            {
+                break;
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        before = now;
+    }
+    before
+}
+
+/// The files that were written after the one with this identity.
+fn after(path: &Path, identity: Identity) -> Result<VecDeque<Opened>, String> {
+    let mut files = opened(path, false, PATIENT)?;
+    match files.iter().position(|file| file.identity == identity) {
+        Some(at) => drop(files.drain(..=at)),
+        // It is gone: the new file says by its first record whether something is missing.
+        None => drop(files.drain(..files.len().saturating_sub(1))),
+    }
+    Ok(files)
+}
+
 impl Follower<'_> {
     /// Follows what comes in until it ends.
     fn stream(&mut self) -> Result<(), Stop> {
@@ -106,12 +156,8 @@ impl Follower<'_> {
         // Before the file is read, so that nothing is missed between.
         let watch = watch(path);
         // Of what was there before, the newest file alone tells enough, unless an earlier beginning is asked for.
-        let sources = Sources::find(&[path.to_owned()], self.given.since.is_none()).map_err(Stop::Failed)?;
-        let mut waiting: VecDeque<PathBuf> = sources.paths().to_vec().into();
-        while let Some(next) = waiting.pop_front() {
-            let file = File::open(&next).map_err(|error| Stop::Failed(unreadable(&next, &error)))?;
-            let metadata = file.metadata().map_err(|error| Stop::Failed(unreadable(&next, &error)))?;
-            let identity = Identity::of(&metadata);
+        let mut waiting = opened(path, self.given.since.is_none(), 5).map_err(Stop::Failed)?;
+        while let Some(Opened { path: next, file, identity }) = waiting.pop_front() {
             let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, Counted { from: file, read: 0 }));
             loop {
                 while let Some(line) =
@@ -131,12 +177,12 @@ impl Follower<'_> {
                         {
                             self.line(&line)?;
                         }
-                        waiting = self.after(path, identity)?;
+                        waiting = after(path, identity).map_err(Stop::Failed)?;
                         break;
                     }
                     Ok(now) if now.len() < lines.get_ref().get_ref().read => {
                         self.say(&self.paint.paint(Colour::Red, format_args!("! {} was cut", name(path))))?;
-                        waiting.push_back(path.to_owned());
+                        waiting = opened(path, true, PATIENT).map_err(Stop::Failed)?;
                         break;
                     }
                     // Between two names there may be none for a moment.
@@ -146,17 +192,6 @@ impl Follower<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The files that were written after the one with this identity.
-    fn after(&mut self, path: &Path, identity: Identity) -> Result<VecDeque<PathBuf>, Stop> {
-        let sources = Sources::find(&[path.to_owned()], false).map_err(Stop::Failed)?;
-        let is_it = |path: &PathBuf| path.metadata().is_ok_and(|found| Identity::of(&found) == identity);
-        Ok(match sources.paths().iter().position(is_it) {
-            Some(at) => sources.paths().iter().skip(at.saturating_add(1)).cloned().collect(),
-            // It is gone: the new file says by its first record whether something is missing.
-            None => VecDeque::from([path.to_owned()]),
-        })
     }
 
     /// Waits until there may be something to read, or it is time to end.
