@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -232,6 +233,22 @@ impl Device {
                 return Ok(Wake::Writable);
             }
         }
+    }
+
+    /// What a host wrote may be there before the kernel knows that the host is, and until then reading ends, as if it had gone. Waits
+    /// until the kernel knows; no longer than `limit`, since the host may really have gone.
+    ///
+    /// # Errors
+    /// As [`Self::wake`].
+    pub async fn meet(&mut self, limit: Duration) -> io::Result<()> {
+        if !self.hung_up {
+            return Ok(());
+        }
+        let met = async {
+            while !matches!(self.wake(false, true).await?, Wake::Writable) {}
+            Ok(())
+        };
+        tokio::time::timeout(limit, met).await.unwrap_or(Ok(()))
     }
 
     /// Reads what is there.

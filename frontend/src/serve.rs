@@ -27,6 +27,8 @@ const READ: usize = 128 * 1024;
 const CONGESTED: usize = 1 << 20;
 /// After something large, memory goes back to the system when nothing has happened for so long.
 const QUIET: Duration = Duration::from_millis(200);
+/// How long after a host's first words the kernel may take to say that the host is there.
+const MEETING: Duration = Duration::from_secs(1);
 /// How long the last replies may take to be written when the agent ends.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -274,7 +276,11 @@ impl Serving {
         match moved {
             Moved::Bytes(count) => {
                 self.unread = 0..count;
-                self.has_spoken = true;
+                if !std::mem::replace(&mut self.has_spoken, true)
+                    && let Link::Device(device) = &mut self.link
+                {
+                    device.meet(MEETING).await.map_err(|error| self.gone(error))?;
+                }
             }
             Moved::Blocked => {}
             Moved::Ended if is_client => self.is_ended = true,

@@ -55,11 +55,20 @@ fn each_privilege_has_a_filter_but_the_agents_own_and_exec() {
 }
 
 #[test]
-fn each_privilege_has_transcripts() {
-    for stem in stems() {
-        let folder = root().join("tests/transcripts").join(stem);
-        assert!(folder.is_dir() && !names(&folder).is_empty(), "tests/transcripts/{stem} has none");
+fn each_command_has_a_transcript_among_those_of_its_privilege() {
+    let mut missing = Vec::new();
+    for privilege in Privilege::ALL {
+        let mut files = Vec::new();
+        texts(&root().join("tests/transcripts").join(privilege.name()), &mut files);
+        for command in privilege.commands() {
+            let asked = format!("\"execute\":\"{}\"", command.name());
+            let is_asked = |text: &String| text.lines().any(|line| line.starts_with('>') && line.contains(&asked));
+            if !files.iter().any(|(_, text)| is_asked(text)) {
+                missing.push(format!("tests/transcripts/{}: {}", privilege.name(), command.name()));
+            }
+        }
     }
+    assert!(missing.is_empty(), "{missing:#?}");
 }
 
 #[test]

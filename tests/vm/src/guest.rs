@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::prepare::{Part, Prepared, prepare};
+use crate::prepare::{Part, Prepared, is_of, prepare, run, stamp, told};
 use crate::systemd::Service;
 use crate::talk::{Agent, LIMIT, Qmp, Shell};
 
@@ -19,7 +19,7 @@ const GUESTS: usize = 2;
 const MIB: u64 = 1 << 20;
 
 /// What a guest is like.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     pub(crate) service: Option<Service>,
     pub(crate) disks: bool,
@@ -62,6 +62,15 @@ impl Options {
 
     fn parts(&self) -> &'static [Part] {
         if self.service.is_some() { &[Part::Systemd] } else { &[] }
+    }
+
+    /// What a saved guest like this is called. `None` for those that too few stories want for a saving to pay, and for one that goes
+    /// on with another's disks.
+    fn saved_as(&self) -> Option<String> {
+        let plain = Options { service: self.service, disks: self.disks, ..Options::default() };
+        let system =
+            self.service.map_or("busybox".to_owned(), |service| format!("{service:?}").to_lowercase());
+        (*self == plain).then(|| if self.disks { system + "-disks" } else { system })
     }
 
     /// Four filesystems to freeze: `/mnt/ext4`, `/mnt/xfs`, `/mnt/lvm`, and `/mnt/loop` in a file on the first. With systemd
@@ -144,23 +153,33 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest, waits until its shell answers. `None` where no guest can run; see [`crate::possible`].
+    /// A guest whose shell answers: restored from one that was saved when its start was over, or booted where none is saved. `None`
+    /// where no guest can run; see [`crate::possible`].
     ///
     /// # Panics
-    /// If it does not boot within a minute: with the end of what its console showed.
+    /// If it is not up within five minutes: with the end of what its console showed.
     pub fn with(options: Options) -> Option<Self> {
         if !crate::possible(options.parts()) {
             return None;
         }
         let prepared = prepare(options.parts(), |_| {}).unwrap_or_else(|why| panic!("{why}"));
-        Some(Guest::boot(&prepared, &options).unwrap_or_else(|why| panic!("{why}")))
+        let guest = match saved(&prepared, &options, |_| {}) {
+            Ok(Some(state)) => Guest::up(&prepared, &options, Some(&state)),
+            Ok(None) => Guest::boot(&prepared, &options),
+            Err(why) => Err(why),
+        };
+        Some(guest.unwrap_or_else(|why| panic!("{why}")))
     }
 
-    /// As [`Self::with`], with what was prepared.
+    /// A guest from its kernel's start on, with what was prepared.
     ///
     /// # Errors
     /// What went wrong, with the end of what the console showed.
     pub fn boot(prepared: &Prepared, options: &Options) -> Result<Self, String> {
+        Guest::up(prepared, options, None)
+    }
+
+    fn up(prepared: &Prepared, options: &Options, state: Option<&Path>) -> Result<Self, String> {
         let slot = take_slot(&prepared.folder).map_err(|error| error.to_string())?;
         let temporary = match options.folder {
             None => {
@@ -172,7 +191,10 @@ impl Guest {
             options.folder.clone().or_else(|| temporary.as_ref().map(|folder| folder.path().to_owned()));
         let folder = folder.ok_or("no folder")?;
         let told = |error: io::Error| format!("{}: {error}", folder.display());
-        initrd(prepared, options.service, options.disks, &folder).map_err(told)?;
+        match state {
+            None => initrd(prepared, options.service, options.disks, &folder).map_err(told)?,
+            Some(state) => copy_disks(state, &folder)?,
+        }
         for socket in
             ["agent", "shell", "qmp"].iter().map(|name| (*name).to_owned()).chain(options.ports.clone())
         {
@@ -180,7 +202,7 @@ impl Guest {
         }
         let log = File::create(folder.join("qemu.log")).map_err(told)?;
         let qemu = Command::new("qemu-system-x86_64")
-            .args(arguments(prepared, options, &folder).map_err(told)?)
+            .args(arguments(prepared, options, &folder, state).map_err(told)?)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(told)?)
             .stderr(log)
@@ -192,12 +214,44 @@ impl Guest {
             let shell = Shell::connect(&folder.join("shell"))?;
             Ok((Agent::connect(folder.join("agent"))?, Qmp::connect(&folder.join("qmp"))?, shell))
         };
-        let (agent, qmp, mut shell) = begun().map_err(|error| format!("{error}\n{}", tail(&folder)))?;
+        let (agent, mut qmp, mut shell) = begun().map_err(|error| format!("{error}\n{}", tail(&folder)))?;
+        if state.is_some() {
+            qmp.status_becomes("query-status", |status| status != "inmigrate")?;
+            qmp.call("cont", ())?;
+        }
         // Wait for the end of its start: what is written to the shell's port before is read then.
         let up = shell.run("while [ ! -e /run/up ]; do sleep 0.05; done", LIMIT);
         up.map_err(|error| format!("the guest does not come up: {error}\n{}", tail(&folder)))?;
         let qemu = qemu.0.take().ok_or("no process")?;
         Ok(Guest { agent, qmp, shell, qemu, folder, temporary, _slot: slot })
+    }
+
+    /// Saves a guest like this, once, for all stories that want one.
+    ///
+    /// # Errors
+    /// What went wrong, with the end of what the console showed.
+    pub fn save(prepared: &Prepared, options: &Options, say: impl Fn(&str)) -> Result<(), String> {
+        saved(prepared, options, say).map(drop)
+    }
+
+    /// Writes all of it into its folder, as the file `state`, and ends it.
+    fn write_state(mut self, service: Option<Service>) -> Result<(), String> {
+        if service.is_some() {
+            self.agent.sync();
+        }
+        self.output("sync; echo 3 > /proc/sys/vm/drop_caches");
+        let folder = self.folder.clone();
+        self.qmp.call("stop", ())?;
+        let file = folder.join("state");
+        self.qmp.call("migrate", json!({ "uri": format!("exec:cat > '{}'", file.display()) }))?;
+        let status =
+            self.qmp.status_becomes("query-migrate", |status| status == "completed" || status == "failed")?;
+        if status != "completed" {
+            return Err(format!("the guest cannot be saved: {status}\n{}", tail(&folder)));
+        }
+        self.qmp.call("quit", ())?;
+        self.wait_for_end();
+        Ok(())
     }
 
     /// Where its sockets, disks and logs are.
@@ -208,7 +262,7 @@ impl Guest {
     /// Runs a command in the guest's shell; its status, and what it printed.
     ///
     /// # Panics
-    /// If it has not ended after a minute.
+    /// If it has not ended after five minutes.
     pub fn sh(&mut self, command: &str) -> (i32, String) {
         let result = self.shell.run(command, LIMIT);
         result.unwrap_or_else(|error| panic!("{command}: {error}\n{}", tail(&self.folder)))
@@ -293,7 +347,7 @@ impl Guest {
     /// Waits until QEMU ends by itself.
     ///
     /// # Panics
-    /// If it does not within a minute.
+    /// If it does not within five minutes.
     pub fn wait_for_end(&mut self) {
         let until = Instant::now() + LIMIT;
         while self.qemu.try_wait().ok().flatten().is_none() {
@@ -311,7 +365,8 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
-        if std::env::var_os("VM_KEEP").is_some() {
+        let runs = matches!(self.qemu.try_wait(), Ok(None));
+        if runs && std::env::var_os("VM_KEEP").is_some() {
             eprintln!(
                 "the guest stays: QEMU is process {}; its agent: socat - UNIX-CONNECT:{}/agent; its shell: socat - \
                  UNIX-CONNECT:{0}/shell",
@@ -348,6 +403,55 @@ impl Drop for Ended {
             let _ = qemu.wait();
         }
     }
+}
+
+/// The folder of the saved guest for these options, which is made unless it is there and of what is prepared now.
+fn saved(prepared: &Prepared, options: &Options, say: impl Fn(&str)) -> Result<Option<PathBuf>, String> {
+    let Some(name) = options.saved_as() else { return Ok(None) };
+    let folder = prepared.folder.join(format!("saved-{name}"));
+    // Held until it is there: others who want it wait here, and not in one of the places for guests that run.
+    let lock = File::create(folder.with_extension("lock")).map_err(told(&"the lock of a saved guest"))?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno.to_string())?;
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut parts = vec![prepared.kernel.clone(), prepared.initramfs.clone(), prepared.agent.clone()];
+    parts.push(own.join("src/guest.rs"));
+    if options.service.is_some() {
+        let unit = tests::programs::root().join("docs/operations.md");
+        parts.extend([prepared.disk.clone(), own.join("src/systemd.rs"), unit]);
+    }
+    let mark = stamp(&parts);
+    let state = folder.join("state");
+    if is_of(&state, &mark) {
+        return Ok(Some(folder));
+    }
+    say(&format!("booting and saving the guest {name}"));
+    let half = folder.with_extension("half");
+    let _ = fs::remove_dir_all(&half);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&half).map_err(told(&half.display()))?;
+    if options.service.is_some() {
+        let mut overlay = Command::new("qemu-img");
+        overlay
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .arg(&prepared.disk)
+            .arg(half.join("root.qcow2"));
+        run(&mut overlay)?;
+    }
+    Guest::boot(prepared, &options.clone().folder(&half))?.write_state(options.service)?;
+    fs::rename(&half, &folder).map_err(told(&folder.display()))?;
+    fs::write(state.with_extension("mark"), mark).map_err(told(&"a saved guest's mark"))?;
+    Ok(Some(folder))
+}
+
+/// The disks that a saved guest had mounted, as they were.
+fn copy_disks(state: &Path, folder: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(state).map_err(told(&state.display()))? {
+        let path = entry.map_err(told(&state.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "img") {
+            run(Command::new("cp").arg("--sparse=always").arg(&path).arg(folder))?;
+        }
+    }
+    Ok(())
 }
 
 /// What the kernel starts from, as the file `initrd` in `folder`.
@@ -404,7 +508,12 @@ pub(crate) fn tail(folder: &Path) -> String {
     format!("console:\n{last}\nQEMU:\n{}", text("qemu.log"))
 }
 
-fn arguments(prepared: &Prepared, options: &Options, folder: &Path) -> io::Result<Vec<String>> {
+fn arguments(
+    prepared: &Prepared,
+    options: &Options,
+    folder: &Path,
+    state: Option<&Path>,
+) -> io::Result<Vec<String>> {
     let socket = |id: &str| format!("socket,id={id},path={},server=on,wait=off", folder.join(id).display());
     let kernel = if options.bzimage { &prepared.bzimage } else { &prepared.kernel };
     let mut line = "console=ttyS0 quiet panic=-1 cryptomgr.notests random.trust_cpu=on".to_owned();
@@ -420,7 +529,7 @@ fn arguments(prepared: &Prepared, options: &Options, folder: &Path) -> io::Resul
     add("-smp", options.processors.clone());
     add("-m", options.memory.clone());
     add("-kernel", kernel.display().to_string());
-    add("-initrd", folder.join("initrd").display().to_string());
+    add("-initrd", state.unwrap_or(folder).join("initrd").display().to_string());
     add("-serial", format!("file:{}", folder.join("console").display()));
     add("-qmp", format!("unix:{},server=on,wait=off", folder.join("qmp").display()));
     add("-chardev", socket("agent"));
@@ -461,13 +570,23 @@ fn arguments(prepared: &Prepared, options: &Options, folder: &Path) -> io::Resul
     }
     if options.service.is_some() {
         line += " vm.systemd";
-        let image = prepared.disk.display();
-        let drive = format!("if=none,id=root,file={image},format=raw,snapshot=on,cache=unsafe");
+        // What a guest that is saved has written is on a layer of its own, and only read by those restored from it.
+        let layer = state.unwrap_or(folder).join("root.qcow2");
+        let image = match layer.exists() {
+            true => format!("file={},format=qcow2", layer.display()),
+            false => format!("file={},format=raw", prepared.disk.display()),
+        };
+        let written = if layer.exists() && state.is_none() { "off" } else { "on" };
+        let drive = format!("if=none,id=root,{image},snapshot={written},cache=unsafe");
         arguments.extend(["-drive".to_owned(), drive]);
         arguments.extend(["-device".to_owned(), "virtio-blk-pci,drive=root,serial=root".to_owned()]);
     }
     arguments.extend(["-append".to_owned(), line]);
     arguments.extend(options.extra.iter().cloned());
+    if let Some(state) = state {
+        let from = format!("exec:cat '{}'", state.join("state").display());
+        arguments.extend(["-incoming".to_owned(), from]);
+    }
     Ok(arguments)
 }
 

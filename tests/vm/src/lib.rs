@@ -18,12 +18,14 @@ mod libvirt;
 mod prepare;
 mod systemd;
 mod talk;
+mod vsock;
 
 pub use guest::{Guest, Options};
 pub use libvirt::Domain;
 pub use prepare::{Part, Prepared, prepare};
 pub use systemd::Service;
 pub use talk::{Agent, AgentError, Qmp, Shell};
+pub use vsock::Vsock;
 
 /// Whether guests can run here, and `parts` are there; if not, says so loudly, and fails in CI.
 ///

@@ -114,7 +114,7 @@ impl Domain {
     /// Waits until the agent answers through libvirt.
     ///
     /// # Panics
-    /// If it does not within a minute.
+    /// If it does not within five minutes.
     pub fn wait_for_agent(&mut self) {
         let until = Instant::now() + LIMIT;
         while !self.daemon.virsh(&["qemu-agent-command", NAME, r#"{"execute":"guest-ping"}"#]).0 {
@@ -126,7 +126,7 @@ impl Domain {
     /// What a command prints in the guest's shell, which must succeed.
     ///
     /// # Panics
-    /// If it fails, or has not ended after a minute.
+    /// If it fails, or has not ended after five minutes.
     pub fn sh(&mut self, command: &str) -> String {
         let result = self.shell.run(command, LIMIT);
         let (status, output) = result.unwrap_or_else(|error| panic!("{command}: {error}"));

@@ -115,6 +115,10 @@ fn run(what: What) -> Result<(), String> {
     let prepared = prepare(parts, |step| eprintln!("{step} ..."))?;
     let (disks, processors, memory, systemd, stock) = match what {
         What::Prepare => {
+            let plain = Options::default();
+            for options in [plain.clone(), plain.clone().disks(), plain.systemd(Service::QemuGuestAgent)] {
+                Guest::save(&prepared, &options, |step| eprintln!("{step} ..."))?;
+            }
             println!("prepared in {}", prepared.folder.display());
             return Ok(());
         }

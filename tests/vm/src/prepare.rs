@@ -14,8 +14,9 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::archive::Archive;
 
 /// Debian packages that a guest is made from and run by.
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 13] = [
     "qemu-system-x86",
+    "qemu-utils",
     "linux-image-cloud-amd64",
     "busybox-static",
     "kmod",
@@ -25,6 +26,7 @@ const PACKAGES: [&str; 11] = [
     "btrfs-progs",
     "lvm2",
     "qemu-guest-agent",
+    "socat",
     "util-linux",
 ];
 
@@ -35,16 +37,22 @@ pub enum Part {
     Systemd,
     /// libvirtd and virsh. The daemon's package only: the one with its units would set up networks.
     Libvirt,
+    /// QEMU's library for Python, from PyPI.
+    Python,
+    /// Sockets between host and guest without a module of the host's kernel: a program from crates.io.
+    Vsock,
 }
 
 impl Part {
     /// All there are.
-    pub const ALL: [Part; 2] = [Part::Systemd, Part::Libvirt];
+    pub const ALL: [Part; 4] = [Part::Systemd, Part::Libvirt, Part::Python, Part::Vsock];
 
     fn packages(self) -> &'static [&'static str] {
         match self {
             Part::Systemd => &["mmdebstrap"],
             Part::Libvirt => &["libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"],
+            Part::Python => &["python3-pip"],
+            Part::Vsock => &[],
         }
     }
 }
@@ -67,8 +75,10 @@ const LATER: [&str; 12] = [
     "rtc_cmos",
 ];
 /// With their libraries.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 11] = [
+    "/usr/bin/socat",
     "/usr/sbin/lvm",
+    "/usr/sbin/dmsetup",
     "/usr/sbin/mke2fs",
     "/usr/sbin/mkfs.xfs",
     "/usr/sbin/mkfs.btrfs",
@@ -105,6 +115,10 @@ pub struct Prepared {
     pub agent: PathBuf,
     /// A disk with Debian and systemd, made for [`Part::Systemd`]. Only read: a guest gets a copy or an overlay.
     pub disk: PathBuf,
+    /// For `PYTHONPATH`: QEMU's library, made for [`Part::Python`].
+    pub python: PathBuf,
+    /// The back end of a guest's vsock device, made for [`Part::Vsock`].
+    pub vsock: PathBuf,
     /// For locks of guests that run.
     pub folder: PathBuf,
 }
@@ -126,6 +140,8 @@ pub fn prepare(parts: &[Part], say: impl Fn(&str)) -> Result<Prepared, String> {
         initramfs: folder.join("base.cpio"),
         agent: folder.join("agent.cpio"),
         disk: folder.join("systemd.ext4"),
+        python: folder.join("python"),
+        vsock: folder.join("vsock/bin/vhost-device-vsock"),
         folder,
     };
     let version = kernel_version()?;
@@ -143,6 +159,19 @@ pub fn prepare(parts: &[Part], say: impl Fn(&str)) -> Result<Prepared, String> {
     }
     if parts.contains(&Part::Systemd) {
         crate::systemd::prepare(&prepared, &version, &say)?;
+    }
+    if parts.contains(&Part::Python) && !prepared.python.join("qemu/qmp").exists() {
+        say("fetching QEMU's library for Python");
+        let listed = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/requirements.txt");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target"]);
+        run(pip.arg(&prepared.python).arg("-r").arg(listed))?;
+    }
+    if parts.contains(&Part::Vsock) && !prepared.vsock.exists() {
+        say("building the back end of the vsock device: about a minute");
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["install", "--quiet", "--locked", "--debug", "--version", "0.3.0", "vhost-device-vsock"]);
+        run(cargo.arg("--root").arg(prepared.folder.join("vsock")))?;
     }
     Ok(prepared)
 }
@@ -176,6 +205,11 @@ pub(crate) fn missing(parts: &[Part]) -> Option<String> {
 
 fn missing_packages(parts: &[Part]) -> Vec<&'static str> {
     let is_missing = |package: &&str| {
+        // There may be one that is not Debian's.
+        if *package == "python3-pip" && run(Command::new("python3").args(["-m", "pip", "--version"])).is_ok()
+        {
+            return false;
+        }
         let state = run(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
         !state.is_ok_and(|state| state.ends_with(b"ok installed"))
     };
@@ -237,7 +271,7 @@ fn programs_under_test(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Says which files of which time and size; other ones have another stamp.
-fn stamp(files: &[PathBuf]) -> String {
+pub(crate) fn stamp(files: &[PathBuf]) -> String {
     let one = |file: &PathBuf| {
         let metadata = fs::metadata(file).ok();
         let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use vm::{Guest, Options};
+use vm::{Guest, Options, Vsock};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -38,6 +38,21 @@ fn a_host_that_has_gone_is_waited_for_without_waking_up_and_answered_when_it_is_
     guest.agent.open(&path);
     guest.agent.sync();
     guest.agent.call("guest-get-osinfo", ()).unwrap();
+}
+
+/// The first bytes of a host may be there before the guest's kernel says that a host is; each client here asks once, and waits.
+#[test]
+fn a_host_that_comes_back_is_answered_the_first_time_it_asks() {
+    let Some(mut guest) = Guest::with(Options::default()) else { return };
+    guest.start_portreeve(&[]);
+    for round in 0..20 {
+        let path = guest.folder().join("agent");
+        guest.agent.close();
+        // Long enough for the guest to have gone to sleep.
+        std::thread::sleep(Duration::from_millis(300));
+        guest.agent.open(&path);
+        assert_eq!(guest.agent.call("guest-ping", ()).unwrap(), json!({}), "round {round}");
+    }
 }
 
 #[test]
@@ -112,4 +127,33 @@ fn two_ports_speak_one_dialect_each() {
     assert_eq!(phoenix.line_within(SOON), Some(json!({ "return": "0.7.2", "tag": "t" })));
     guest.agent.send("ping", ());
     assert!(guest.agent.answer("ping").unwrap_err().desc.contains("ping has not been found"));
+}
+
+#[test]
+fn a_host_on_vsock_is_served_and_a_program_of_the_guest_is_not() {
+    let Some(vsock) = Vsock::start() else { return };
+    let Some(mut guest) = Guest::with(vsock.plugged_into(Options::default())) else { return };
+    guest.output("modprobe vmw_vsock_virtio_transport; modprobe vsock_loopback");
+    let configuration = "policy = \"qemu-ga\"\n[[channel]]\nname = \"v\"\nmethod = \"vsock-listen\"\nport = 1024\npeer-cid = 2\n";
+    guest.output(&format!(
+        "mkdir -p /etc/portreeve; printf '{}' > /etc/portreeve/portreeve.toml",
+        configuration.replace('\n', "\\n")
+    ));
+    guest.launch("/opt/portreeve/portreeve run");
+    let mut host = vsock.connect(1024);
+    host.sync();
+    assert!(host.call("guest-get-osinfo", ()).unwrap().is_object());
+    for _ in 0..100 {
+        assert_eq!(host.call("guest-ping", ()).unwrap(), json!({}));
+    }
+    // Through the loopback: from somebody in the guest.
+    let asked =
+        "echo '{\"execute\":\"guest-ping\"}' | timeout 5 socat -t 2 - VSOCK-CONNECT:1:1024 2>&1 || true";
+    let answered = guest.output(asked);
+    assert!(!answered.contains("return"), "{answered}");
+    drop(host);
+    // The next one, as after a host's restart.
+    let mut host = vsock.connect(1024);
+    host.sync();
+    assert_eq!(host.call("guest-get-host-name", ()).unwrap()["host-name"], guest.output("hostname").trim());
 }

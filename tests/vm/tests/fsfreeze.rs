@@ -368,6 +368,8 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         );
         assert!(guest.becomes_true(&go_on, SOON), "{told}: writers stand still; {}", guest.agent_log());
         assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed", "{told}");
-        guest.agent.call("guest-get-host-name", ()).unwrap_or_else(|error| panic!("{told}: {error}"));
+        if let Err(error) = guest.agent.call("guest-get-host-name", ()) {
+            panic!("{told}: {error}; {}", guest.agent_log());
+        }
     }
 }

@@ -79,3 +79,41 @@ fn a_guest_suspended_to_disk_goes_on_where_it_stopped() {
     guest.agent.sync();
     guest.agent.call("guest-get-osinfo", ()).unwrap();
 }
+
+/// What QEMU sees of each, and that the agent says nothing, with both agents.
+#[test]
+fn each_way_down_is_seen_by_qemu_and_answered_as_with_qemu_ga() {
+    let mut seen: Vec<Vec<String>> = Vec::new();
+    for stock in [true, false] {
+        let mut of_one = Vec::new();
+        for (command, arguments, event) in [
+            ("guest-shutdown", json!({}), "SHUTDOWN"),
+            ("guest-shutdown", json!({ "mode": "powerdown" }), "SHUTDOWN"),
+            ("guest-shutdown", json!({ "mode": "reboot" }), "SHUTDOWN"),
+            ("guest-suspend-ram", json!({}), "SUSPEND"),
+        ] {
+            let Some(mut guest) = Guest::with(Options::default()) else { return };
+            if stock {
+                guest.start_qemu_ga(&[])
+            } else {
+                guest.start_portreeve(&[])
+            }
+            guest.agent.send(command, arguments.clone());
+            let data = guest.qmp.event(event);
+            let answer = guest.agent.line_within(SILENT);
+            of_one.push(format!("{command} {arguments}: {event} {data}, answer {answer:?}"));
+        }
+        // Nothing to hibernate to: both must say so.
+        let Some(mut guest) = Guest::with(Options::default()) else { return };
+        if stock {
+            guest.start_qemu_ga(&[])
+        } else {
+            guest.start_portreeve(&[])
+        }
+        for command in ["guest-suspend-disk", "guest-suspend-hybrid"] {
+            of_one.push(format!("{command} fails: {}", guest.agent.call(command, ()).is_err()));
+        }
+        seen.push(of_one);
+    }
+    assert_eq!(seen[0], seen[1]);
+}

@@ -92,7 +92,8 @@ impl Init {
             None => return Err(refused("process 1 is no init that is known", None)),
             Some(Kind::Systemd | Kind::Busybox) => {
                 let signal = signal_for(self.kind == Some(Kind::Systemd), mode);
-                if !self.takes(signal) {
+                // busybox's init is in sigtimedwait(2) nearly always, and meanwhile the kernel shows what it waits for as not blocked.
+                if self.kind == Some(Kind::Systemd) && !self.takes(signal) {
                     return Err(refused(&format!("process 1 does not listen to signal {signal}"), None));
                 }
                 jail::init::signal(signal)
@@ -131,7 +132,7 @@ impl Facts {
         // sd_booted(3).
         if self.systemd || self.name == "systemd" {
             Some(Kind::Systemd)
-        } else if self.program == "busybox" {
+        } else if self.program == "busybox" && ["init", "linuxrc"].contains(&self.name.as_str()) {
             Some(Kind::Busybox)
         } else if self.fifo {
             Some(Kind::Sysvinit)
@@ -152,7 +153,7 @@ const fn signal_for(systemd: bool, mode: Mode) -> i32 {
     }
 }
 
-/// Looks into `/proc/PID/status`: caught, or blocked, which is how a signalfd and sigtimedwait(2) take it.
+/// Looks into `/proc/PID/status`: caught, or blocked, which is how a signalfd takes it.
 fn handles(status: &str, signal: i32) -> bool {
     let Some(bit) = u32::try_from(signal - 1).ok().and_then(|shift| 1_u64.checked_shl(shift)) else {
         return false;
@@ -222,6 +223,8 @@ mod tests {
         };
         assert_eq!(kind(true, "systemd", "systemd", true), Some(Kind::Systemd));
         assert_eq!(kind(false, "init", "busybox", false), Some(Kind::Busybox));
+        // A container's first process: no signal would reach it.
+        assert_eq!(kind(false, "sh", "busybox", false), None);
         assert_eq!(kind(false, "init", "init", true), Some(Kind::Sysvinit));
         assert_eq!(kind(false, "sh", "bash", false), None);
     }
