@@ -139,24 +139,24 @@ impl Audit {
         })
     }
 
-    /// Who asks what, of which open file; the arguments without what must not be recorded.
-    pub(crate) fn asked(&self, channel: &str, request: &Request, file: Option<String>) -> Asked {
+    /// Who asks what, of which open file; the arguments without what must not be recorded. None if nothing is recorded.
+    pub(crate) fn asked(&self, channel: &str, request: &Request, file: Option<String>) -> Option<Asked> {
+        if matches!(self.sink, Sink::Off) {
+            return None;
+        }
         let command = request.command();
-        let mut arguments = match self.sink {
-            Sink::Off => String::from("{}"),
-            _ => serde_json::to_string(request).unwrap_or_else(|_| String::from("null")),
-        };
+        let mut arguments = serde_json::to_string(request).unwrap_or_else(|_| String::from("null"));
         if arguments.len() > ARGUMENTS {
             arguments = format!("{{\"length\":{}}}", arguments.len());
         }
-        Asked {
+        Some(Asked {
             begun: Instant::now(),
             channel: channel.to_owned(),
             dialect: command.dialect.name(),
             command: command.name(),
             arguments: serde_json::value::RawValue::from_string(arguments).unwrap_or_default(),
             file,
-        }
+        })
     }
 
     /// Records what becomes of a request.
@@ -165,15 +165,13 @@ impl Audit {
     /// Only when the settings require a record for everything that is done, and this one cannot be written.
     pub(crate) fn request(
         &self,
-        asked: &Asked,
+        asked: &Option<Asked>,
         rule: Option<&Origin>,
         worker: Option<&str>,
         outcome: &Outcome<'_>,
         abandoned: bool,
     ) -> Result<(), Failed> {
-        if matches!(self.sink, Sink::Off) {
-            return Ok(());
-        }
+        let Some(asked) = asked else { return Ok(()) };
         let (decision, text, failed, bytes) = match outcome {
             Outcome::Denied => ("deny", "denied", None, None),
             Outcome::Begins => ("allow", "begins", None, None),
@@ -251,6 +249,9 @@ impl Audit {
     }
 
     fn write(&self, kind: &str, detail: impl Serialize) -> Result<(), String> {
+        if matches!(self.sink, Sink::Off) {
+            return Ok(());
+        }
         let lost = self.lost.get();
         if lost > 0 && self.put("loss", serde_json::json!({ "records": lost })).is_ok() {
             self.lost.set(0);

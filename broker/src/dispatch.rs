@@ -88,7 +88,7 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
     let result = work(broker, ask, permitted).await;
     let found = ask.found();
     if let Some(path) = found.as_ref().and_then(|(found, _)| found.path.as_ref()) {
-        asked.led_to(path.to_string());
+        asked.iter_mut().for_each(|asked| asked.led_to(path.to_string()));
     }
     let (outcome, by) = match &result {
         Ok(work) => (Outcome::Done(work.total), found.as_ref().map(|(_, by)| &by.rule)),

@@ -1,7 +1,6 @@
 //! `portreeve-broker`: takes what it was born with, shuts its jail, serves.
 #![forbid(unsafe_code)]
-
-use std::process::ExitCode;
+#![cfg_attr(target_env = "gnu", no_main)]
 
 use broker::{Audit, Birth, Numbers};
 use jail::{Ground, Role};
@@ -17,13 +16,15 @@ const STATE: i32 = 6;
 /// The file that says whether something is frozen, if there is one.
 const MARKER: i32 = 7;
 
-fn main() -> ExitCode {
+jail::main!(broker);
+
+fn broker() -> i32 {
     jail::report_panics(Role::Broker);
     match serve() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(why) => {
             eprintln!("broker: {why}");
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Faces the host. It is born with a socket to the broker (3) and the channel (5), and never gets anything else. What it
 //! trusts is listed in the library; this file is its privilege story.
 #![forbid(unsafe_code)]
+#![cfg_attr(target_env = "gnu", no_main)]
 
 use std::fmt::Display;
 
@@ -15,7 +16,9 @@ const BROKER: i32 = 3;
 /// The device, or the listening socket.
 const CHANNEL: i32 = 5;
 
-fn main() {
+jail::main!(frontend);
+
+fn frontend() -> i32 {
     jail::report_panics(Role::Frontend);
     let ground = or_end("", Ground::from_arguments(Role::Frontend));
 

@@ -1,10 +1,11 @@
-//! Turns `policy/seccomp/*.policy` into Rust tables, so that nothing is parsed when a process starts.
+//! Turns `policy/seccomp/*.policy` into Rust tables, from which the filters are assembled while this crate is compiled: nothing is
+//! parsed and nothing is assembled when a process starts.
 //!
 //! A line is `[ARCH] name CONDITION, CONDITION # who needs it`: the architecture and the conditions are optional, the
-//! reason is not. A condition is `argN OP VALUE` or `argN & MASK == VALUE`; N counts from 0; OP is one of
-//! `== != < <= > >=`; values are numbers or names of the libc crate joined by `|`; `argN:64` compares all 64 bits instead
-//! of the lower 32. Several lines for one name are alternatives. `@include NAME` takes over another file's lines.
-//! A wrong name does not compile, since the tables name `libc::SYS_…`.
+//! reason is not. A condition is `argN == VALUE` or `argN & MASK == VALUE` and looks at the lower 32 bits, as the kernel does at
+//! an int; N counts from 0; values are numbers or names of the libc crate joined by `|`. Several lines for one name are
+//! alternatives. `@include NAME` takes over another file's lines. A wrong name does not compile, since the tables name
+//! `libc::SYS_…`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -34,6 +35,13 @@ fn main() {
         let lines = read(&folder, list, &architecture, 0);
         emit(&mut out, list, &lines);
     }
+    writeln!(out, "/// All files that belong to a process.\npub static LISTS: [List; {}] = [", LISTS.len())
+        .expect("a string grows");
+    for list in LISTS {
+        let upper = list.to_ascii_uppercase();
+        writeln!(out, "    List {{ name: {list:?}, rules: {upper}_RULES }},").expect("a string grows");
+    }
+    writeln!(out, "];").expect("a string grows");
     let path = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("tables.rs");
     fs::write(path, out).expect("OUT_DIR is writable");
 }
@@ -81,38 +89,25 @@ fn condition(text: &str, source: &str) -> String {
     let rest =
         text.strip_prefix("arg").unwrap_or_else(|| panic!("{source}: a condition starts with argN: {text}"));
     let (argument, rest) = rest.split_once(' ').unwrap_or_else(|| panic!("{source}: no operator: {text}"));
-    let (argument, wide) = match argument.strip_suffix(":64") {
-        Some(argument) => (argument, true),
-        None => (argument, false),
-    };
     let argument: u8 =
         argument.parse().unwrap_or_else(|_| panic!("{source}: not an argument number: {text}"));
     assert!(argument < 6, "{source}: a system call has arguments 0 to 5: {text}");
-    let (test, wanted) = if let Some(masked) = rest.strip_prefix("& ") {
-        let (mask, wanted) =
-            masked.split_once("==").unwrap_or_else(|| panic!("{source}: no == after the mask: {text}"));
-        (format!("Test::MaskedEqual({})", value(mask, wide, source)), wanted)
-    } else {
-        let (operator, wanted) = rest.split_once(' ').unwrap_or_else(|| panic!("{source}: no value: {text}"));
-        let test = match operator {
-            "==" => "Equal",
-            "!=" => "NotEqual",
-            "<" => "Less",
-            "<=" => "LessOrEqual",
-            ">" => "Greater",
-            ">=" => "GreaterOrEqual",
-            _ => panic!("{source}: unknown operator {operator}"),
-        };
-        (format!("Test::{test}"), wanted)
+    let (mask, wanted) = match rest.strip_prefix("& ") {
+        Some(masked) => masked
+            .split_once("==")
+            .map(|(mask, wanted)| (value(mask, source), wanted))
+            .unwrap_or_else(|| panic!("{source}: no == after the mask: {text}")),
+        None => rest
+            .strip_prefix("== ")
+            .map(|wanted| ("u32::MAX".to_owned(), wanted))
+            .unwrap_or_else(|| panic!("{source}: neither == nor a mask: {text}")),
     };
-    format!(
-        "Condition {{ argument: {argument}, wide: {wide}, test: {test}, value: {} }}",
-        value(wanted, wide, source)
-    )
+    let wanted = value(wanted, source);
+    format!("Condition {{ argument: {argument}, mask: {mask}, value: {wanted} }}")
 }
 
 /// Names are taken from libc; signed ones are cut to the 32 bits that the kernel looks at, so that -1 compares as it should.
-fn value(text: &str, wide: bool, source: &str) -> String {
+fn value(text: &str, source: &str) -> String {
     let words: Vec<String> = text
         .split('|')
         .map(|word| {
@@ -127,7 +122,7 @@ fn value(text: &str, wide: bool, source: &str) -> String {
                 );
                 format!("libc::{word}")
             };
-            if wide { format!("{expression} as u64") } else { format!("{expression} as u32 as u64") }
+            format!("{expression} as u32")
         })
         .collect();
     words.join(" | ")
@@ -151,8 +146,7 @@ fn emit(out: &mut String, list: &str, lines: &[Line]) {
         same.push(line);
     }
     let upper = list.to_ascii_uppercase();
-    writeln!(out, "/// The calls of `policy/seccomp/{list}.policy`.").expect("a string grows");
-    writeln!(out, "pub static {upper}: List = List {{ name: {list:?}, rules: &[").expect("a string grows");
+    writeln!(out, "const {upper}_RULES: &[Rule] = &[").expect("a string grows");
     for line in rules.values().flatten() {
         let Line { name, conditions, reason, source } = line;
         writeln!(
@@ -162,5 +156,14 @@ fn emit(out: &mut String, list: &str, lines: &[Line]) {
         )
         .expect("a string grows");
     }
-    writeln!(out, "] }};").expect("a string grows");
+    writeln!(
+        out,
+        "];
+/// The calls of `policy/seccomp/{list}.policy`.
+pub static {upper}: Filter = {{
+    const PROGRAM: Assembly = Assembly::of({upper}_RULES);
+    Filter {{ name: {list:?}, program: &PROGRAM.cut::<{{ PROGRAM.length }}>() }}
+}};"
+    )
+    .expect("a string grows");
 }

@@ -190,8 +190,9 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     let workers = launch.workers(&policy);
     let boot_id = marker.as_ref().map(|marker| marker.boot_id.clone()).unwrap_or_default();
     let frozen = marker.as_ref().is_some_and(|marker| marker.frozen);
-    let settings =
-        Sealed::new(launch.settings(sink, boot_id), policy).encode().map_err(|error| error.to_string())?;
+    // Kept until the exec, which frees it at once.
+    let sealed = Sealed::new(launch.settings(sink, boot_id), policy);
+    let settings = sealed.encode().map_err(|error| error.to_string())?;
     let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
         .map_err(|error| format!("settings: {error}"))?;
 

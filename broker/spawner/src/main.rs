@@ -3,6 +3,7 @@
 //! It opens the channels, starts every other process from a program opened beforehand, watches them, starts them again, and
 //! ends them. It trusts the plan (root wrote it) and believes the broker fixed-size messages only. It never parses text,
 //! reads a channel, or lets a peer decide how much memory it takes. std and libc only.
+#![cfg_attr(target_env = "gnu", no_main)]
 
 mod channel;
 mod start;
@@ -21,16 +22,17 @@ use crate::start::Program;
 use crate::supervise::{Equipment, Supervisor};
 use crate::tell::{Level, Waiting, log};
 
-fn main() {
+jail::main!(spawner);
+
+fn spawner() -> i32 {
     jail::report_panics_as("spawner");
-    let status = match run() {
+    match run() {
         Ok(status) => status,
         Err(message) => {
             log(Level::Critical, &format_args!("{message}"));
             1
         }
-    };
-    std::process::exit(status);
+    }
 }
 
 fn run() -> Result<i32, String> {
@@ -108,7 +110,7 @@ fn read_plan() -> Result<Plan, String> {
 /// Sets every disposition to its default and turns SIGTERM and SIGINT into a descriptor.
 ///
 /// An inherited SIG_IGN for SIGCHLD would let the kernel collect our children behind our back, and whatever is
-/// ignored here would stay ignored in every child, exec or not. SIGPIPE stays ignored, as std has set it.
+/// ignored here would stay ignored in every child, exec or not. SIGPIPE stays ignored, as `jail::main!` has set it.
 fn take_signals() -> io::Result<OwnedFd> {
     for signal in 1..=64 {
         if signal != libc::SIGPIPE {
@@ -137,7 +139,7 @@ fn take_signals() -> io::Result<OwnedFd> {
 fn take_log(number: RawFd) -> io::Result<OwnedFd> {
     let file = if number == 2 { io::stderr().as_fd().try_clone_to_owned()? } else { jail::take_fd(number)? };
     if number != 2 {
-        // SAFETY: dup3 takes numbers; std has made sure at the start that 2 is open and uses it as a number only.
+        // SAFETY: dup3 takes numbers; portreeve has made sure that 2 is open, and std uses it as a number only.
         if unsafe { libc::dup3(file.as_raw_fd(), 2, libc::O_CLOEXEC) } < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -1,7 +1,8 @@
 //! Stage A: from the spawner to a fresh program with exactly the descriptors it should have.
 //!
-//! Runs in the spawner, which has one thread. Between fork and exec only system calls are made: no allocation, no lock. The
-//! child drops its rights by itself after exec (`jail::enter`), so that an SELinux or AppArmor transition is possible at
+//! Runs in the spawner, which has one thread. Until its exec the child shares the spawner's memory, on a stack of its own: copying page
+//! tables that are thrown away a moment later is most of what fork(2) costs. So it makes system calls only: no allocation, no
+//! lock. It drops its rights by itself after exec (`jail::enter`), so that an SELinux or AppArmor transition is possible at
 //! the exec, and a layout of its own keeps one leaked address from telling anything about another process.
 //!
 //! ```text
@@ -27,6 +28,9 @@ const FAILURE: RawFd = 9;
 
 /// Above every number that is being filled, so that nothing is overwritten before it was moved.
 const ABOVE: RawFd = 50;
+
+/// Stack of a child until its exec, in bytes: three small functions and libc's wrappers of system calls.
+const STACK: usize = 32 * 1024;
 
 /// How long an exec may take. From a dead network filesystem it takes for ever.
 const EXEC_TIMEOUT_MS: libc::c_int = 5000;
@@ -95,20 +99,25 @@ pub(crate) struct Born {
 pub(crate) fn start(birth: &Birth<'_>) -> io::Result<Born> {
     let base = CString::new(birth.uid_base.to_string())?;
     let instance = CString::new(birth.instance.to_string())?;
-    let arguments = [birth.program.name.as_ptr(), base.as_ptr(), instance.as_ptr(), ptr::null()];
+    let network = CString::new(jail::IN_EMPTY_NETWORK)?;
+    let network = if birth.network.is_some() { network.as_ptr() } else { ptr::null() };
+    let arguments = [birth.program.name.as_ptr(), base.as_ptr(), instance.as_ptr(), network, ptr::null()];
     let (failure, failure_child) = pipe(libc::O_CLOEXEC)?;
     // SAFETY: getpid has no preconditions.
     let parent = unsafe { libc::getpid() };
+    let mut child = Child { birth, arguments, parent, failure: failure_child.as_raw_fd() };
+    let mut stack = Vec::<u128>::with_capacity(STACK / size_of::<u128>());
 
-    // SAFETY: this process has one thread, so no lock can be held by another one in the child's copy; the child makes only
-    // system calls (stage_a) and ends in exec or _exit.
-    let pid = unsafe { libc::fork() };
+    // SAFETY: the stack grows down from its end, which is aligned to 16 bytes; nothing else uses it. Stack and `child` live until the
+    // child has left this memory by exec or _exit, or for ever: see below. The child has its own descriptors and signal dispositions
+    // (no CLONE_FILES, CLONE_SIGHAND, CLONE_FS), reads `child` and makes system calls only (stage_a). It shares errno with us, who
+    // read it after a failure only: at worst an error has the other one's number.
+    let pid = unsafe {
+        let top = stack.as_mut_ptr().add(stack.capacity());
+        libc::clone(in_child, top.cast(), libc::CLONE_VM | libc::SIGCHLD, (&raw mut child).cast())
+    };
     if pid < 0 {
         return Err(io::Error::last_os_error());
-    }
-    if pid == 0 {
-        let error = stage_a(birth, &arguments, parent, failure_child.as_raw_fd());
-        jail::exit_now(error);
     }
     drop(failure_child);
     let born = pidfd_open(pid).and_then(|pidfd| {
@@ -120,34 +129,41 @@ pub(crate) fn start(birth: &Birth<'_>) -> io::Result<Born> {
         unsafe { libc::kill(pid, libc::SIGKILL) };
         // One that hangs in the kernel is left behind: waiting for it would hang the agent.
         let hangs = error.raw_os_error() == Some(libc::ETIMEDOUT);
+        if hangs {
+            // It makes no step in user mode any more, but the kernel may still write to its stack's memory. Its arguments have been
+            // copied, or will never be: a process that is being killed stops there (fs/exec.c, copy_strings).
+            std::mem::forget(stack);
+        }
         // SAFETY: waitpid may be given no place for the status.
         unsafe { libc::waitpid(pid, ptr::null_mut(), if hangs { libc::WNOHANG } else { 0 }) };
     }
     born
 }
 
-/// In the child. Returns an exit status; only on failure, which has been reported through the pipe.
-fn stage_a(
-    birth: &Birth<'_>,
-    arguments: &[*const libc::c_char; 4],
+/// What a child reads.
+struct Child<'a> {
+    birth: &'a Birth<'a>,
+    arguments: [*const libc::c_char; 5],
     parent: libc::pid_t,
     failure: RawFd,
-) -> i32 {
-    let Err((number, pipe)) = prepare_and_exec(birth, arguments, parent, failure);
+}
+
+/// In the child, which ends here unless its exec succeeds; a failure is reported through the pipe.
+extern "C" fn in_child(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `start` passes a Child and keeps it.
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    let Err((number, pipe)) = prepare_and_exec(child);
     // SAFETY: four bytes are read from a live local; the parent reads as many.
     unsafe { libc::write(pipe, (&raw const number).cast(), size_of::<libc::c_int>()) };
-    127
+    jail::exit_now(127)
 }
 
 /// errno, and the number that the pipe for failures has by then.
 type Failure = (libc::c_int, RawFd);
 
-fn prepare_and_exec(
-    birth: &Birth<'_>,
-    arguments: &[*const libc::c_char; 4],
-    parent: libc::pid_t,
-    failure: RawFd,
-) -> Result<Infallible, Failure> {
+fn prepare_and_exec(child: &Child<'_>) -> Result<Infallible, Failure> {
+    let Child { birth, arguments, parent, failure } = child;
+    let (parent, failure) = (*parent, *failure);
     let at_first = |result: libc::c_int| if result < 0 { Err((errno(), failure)) } else { Ok(result) };
 
     // A1. The signal dies with setresuid and is set again by stage B; until then it covers this program's start-up.
@@ -167,7 +183,7 @@ fn prepare_and_exec(
     }
     let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset fills the set that sigprocmask then reads. The spawner's dispositions are the default ones (it resets all
-    // at its start) but for SIGPIPE, which std ignores and exec would hand on.
+    // at its start) but for SIGPIPE, which `jail::main!` ignores and exec would hand on.
     unsafe {
         libc::sigemptyset(none.as_mut_ptr());
         at_first(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()))?;

@@ -142,7 +142,7 @@ fn a_worker_is_born_with_exactly_its_descriptors_and_an_empty_environment() {
     assert_eq!(
         worker.ask("describe"),
         "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 4 memfd:settings\n\
-         arguments portreeve-query 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         arguments portreeve-query 1900000000 0 in-empty-network\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
          parent-death signal 9\nfilters 1\n"
     );
     assert_eq!(
@@ -156,7 +156,7 @@ fn a_frontend_is_born_with_its_channel_and_without_settings() {
     assert_eq!(
         agent.frontend.ask("describe"),
         "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 5 socket\n\
-         arguments portreeve-frontend 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         arguments portreeve-frontend 1900000000 0 in-empty-network\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
          parent-death signal 9\nfilters 1\n"
     );
 }
@@ -167,7 +167,7 @@ fn the_broker_is_born_with_its_files() {
     assert_eq!(
         agent.broker_description.replace(&folder, "FOLDER"),
         "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 FOLDER/log\nfd 3 socket\nfd 4 memfd:settings\nfd 5 FOLDER/audit\n\
-         arguments portreeve-broker 1900000000 0\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         arguments portreeve-broker 1900000000 0 in-empty-network\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
          parent-death signal 9\nfilters 1\n"
     );
 }

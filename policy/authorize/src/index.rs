@@ -1,9 +1,11 @@
 //! Which rules a request has to be held against, so that a decision takes no longer when a policy has many rules.
 //!
-//! Runs where the policy is: made when it is decoded, from its rules alone. A rule that is about one path, program, user or interface is
+//! Runs where the policy is: made from its rules alone, for each command when it is called for the first time, since most processes hear
+//! of few commands. A rule that is about one path, program, user or interface is
 //! found by it (for a path: by the directory that its pattern is anchored in), all others by the command.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use proto::Command;
 
@@ -22,10 +24,10 @@ enum Key {
     Interface(Vec<u8>),
 }
 
-/// The rules of each command; by its number.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The rules of each command that was called, by its number.
+#[derive(Debug, Clone)]
 pub(crate) struct Index {
-    commands: Vec<OfCommand>,
+    commands: Vec<OnceLock<OfCommand>>,
     /// Whether any rule is about paths.
     asks_paths: bool,
     /// Whether any rule is about users' numbers.
@@ -34,8 +36,6 @@ pub(crate) struct Index {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct OfCommand {
-    /// Those that could match before anything is known of the arguments.
-    possible: Positions,
     /// Those that are asked while it is not known what a path leads to.
     unresolved: Positions,
     /// Those that are held against every call.
@@ -45,10 +45,9 @@ struct OfCommand {
 }
 
 impl Index {
-    pub(crate) fn of(rules: &[Rule]) -> Self {
-        let commands = proto::commands().map(|command| OfCommand::of(command, rules)).collect();
+    pub(crate) fn new(rules: &[Rule]) -> Self {
         Index {
-            commands,
+            commands: proto::commands().map(|_| OnceLock::new()).collect(),
             asks_paths: rules.iter().any(|rule| !rule.when.paths.is_empty()),
             asks_uids: rules.iter().any(|rule| !rule.when.uids.is_empty()),
         }
@@ -62,23 +61,16 @@ impl Index {
         self.asks_uids
     }
 
-    fn command(&self, command: &'static Command) -> Option<&OfCommand> {
-        self.commands.get(usize::from(command.id().0))
-    }
-
-    /// Those that could match some call of `command`.
-    pub(crate) fn possible(&self, command: &'static Command) -> impl Iterator<Item = usize> {
-        self.command(command).into_iter().flat_map(|of| &of.possible).filter_map(position)
-    }
-
-    /// Those that could match this call, in their order; some may come twice.
+    /// Those of `rules`, always the same ones, that could match this call, in their order; some may come twice.
     pub(crate) fn candidates<'a>(
         &'a self,
+        rules: &[Rule],
         command: &'static Command,
         subject: &Subject<'_>,
     ) -> impl Iterator<Item = usize> + 'a {
         let mut lists: Vec<&[u32]> = Vec::new();
-        if let Some(of) = self.command(command) {
+        if let Some(of) = self.commands.get(usize::from(command.id().0)) {
+            let of = of.get_or_init(|| OfCommand::of(command, rules));
             let mut add = |key: Key| lists.extend(of.keyed.get(&key).map(Vec::as_slice));
             let mut unresolved = subject.follows();
             match subject.path() {
@@ -126,9 +118,6 @@ impl OfCommand {
         for (rule, position) in rules.iter().zip(0_u32..) {
             if !command.groups().any(|group| rule.is_about(command, group)) {
                 continue;
-            }
-            if rule.when.could_hold(rule.outcome.side(), command) {
-                of.possible.push(position);
             }
             if rule.outcome.side() == Side::Allows || !rule.when.need_facts() {
                 of.unresolved.push(position);

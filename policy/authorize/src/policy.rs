@@ -111,7 +111,7 @@ impl Rule {
 }
 
 /// Ordered rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Policy {
     name: String,
     /// `--allow-rpcs` and `--block-rpcs`: both this layer and the rules must allow.
@@ -121,6 +121,14 @@ pub struct Policy {
     /// Made from the rules by everybody who has them.
     index: Index,
 }
+
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for Policy {}
 
 /// A rule that has decided, or none.
 pub(crate) enum Decided<'a> {
@@ -140,7 +148,7 @@ impl Policy {
     }
 
     pub(crate) fn of(name: String, layer: Vec<Rule>, rules: Vec<Rule>, default: Origin) -> Self {
-        let index = Index::of(&rules);
+        let index = Index::new(&rules);
         Policy { name, layer, rules, default, index }
     }
 
@@ -182,8 +190,10 @@ impl Policy {
                 && rule.is_about(command, group)
                 && match subject {
                     Known::Request(subject) => rule.when.hold(subject, rule.outcome.side()),
-                    // For all else the index has looked; the layer has no conditions.
-                    Known::Command => rule.when.could_need(group, command),
+                    Known::Command => {
+                        rule.when.could_hold(rule.outcome.side(), command)
+                            && rule.when.could_need(group, command)
+                    }
                 }
         };
         if let Some(rule) = self.layer.iter().find(matches)
@@ -194,12 +204,10 @@ impl Policy {
         let rule = match subject {
             Known::Request(subject) => self
                 .index
-                .candidates(command, subject)
+                .candidates(&self.rules, command, subject)
                 .filter_map(|position| self.rules.get(position))
                 .find(matches),
-            Known::Command => {
-                self.index.possible(command).filter_map(|position| self.rules.get(position)).find(matches)
-            }
+            Known::Command => self.rules.iter().find(matches),
         };
         rule.map_or(Decided::Default(&self.default), Decided::By)
     }
@@ -240,7 +248,7 @@ impl Policy {
     ) -> impl Iterator<Item = &'a Rule> {
         let matches = move |rule: &&Rule| rule.is_for(channel) && rule.is_about(command, group);
         let mut decided = self.layer.iter().find(matches).is_some_and(|rule| rule.outcome == Outcome::Deny);
-        let rules = self.index.possible(command).filter_map(|position| self.rules.get(position));
+        let rules = self.rules.iter().filter(|rule| rule.when.could_hold(rule.outcome.side(), command));
         rules.filter(matches).take_while(move |rule| {
             let before = decided;
             decided |= rule.when.is_empty();

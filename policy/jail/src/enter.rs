@@ -32,7 +32,7 @@ use nix::unistd::{
 use crate::Role;
 use crate::landlock_rules::{self, TRUNCATE_SINCE};
 use crate::roles::{Network, RootView, Row, row};
-use crate::seccomp::{self, Mismatch};
+use crate::seccomp::Mismatch;
 
 /// What a process stands on when it enters its jail: what the spawner said, and what its own settings add.
 #[derive(Clone, Debug)]
@@ -51,9 +51,14 @@ pub struct Ground {
     pub roots: Vec<Root>,
     /// Who [`Role::Keys`] becomes; None for all others.
     pub user: Option<User>,
+    /// Whether the spawner has put this process into the empty network already.
+    pub in_empty_network: bool,
     /// Who started us, looked up before anything else: if it changes, the spawner has died meanwhile.
     parent: i32,
 }
+
+/// Last argument of a process that the spawner has put into the empty network.
+pub const IN_EMPTY_NETWORK: &str = "in-empty-network";
 
 /// Whether a process may run with less than was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,15 +139,16 @@ impl Ground {
             files: FileRights::default(),
             roots: Vec::new(),
             user: None,
+            in_empty_network: false,
             parent: getppid().as_raw(),
         }
     }
 
-    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it; for [`Role::Keys`]
-    /// [`User::arguments`]. Call it first in `main`.
+    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it, with [`IN_EMPTY_NETWORK`] at the end where it has put
+    /// the process into that network; for [`Role::Keys`] [`User::arguments`]. Call it first in `main`.
     ///
     /// # Errors
-    /// [`Step::Arguments`] if there are not exactly two decimal numbers that fit, or not a user.
+    /// [`Step::Arguments`] if there are not two decimal numbers that fit, or something else behind them, or not a user.
     pub fn from_arguments(role: Role) -> Result<Self, EnterError> {
         let mut arguments = std::env::args_os().skip(1);
         if role == Role::Keys {
@@ -158,8 +164,14 @@ impl Ground {
         let mut number = || arguments.next().and_then(|text| text.to_str()?.parse::<u32>().ok());
         let uid_base = number();
         let instance = number().and_then(|instance| u16::try_from(instance).ok());
-        match (uid_base, instance, arguments.next()) {
-            (Some(uid_base), Some(instance), None) => Ok(Self::new(uid_base, instance)),
+        let in_empty_network = match arguments.next() {
+            None => Some(false),
+            Some(word) => (word == IN_EMPTY_NETWORK && arguments.next().is_none()).then_some(true),
+        };
+        match (uid_base, instance, in_empty_network) {
+            (Some(uid_base), Some(instance), Some(in_empty_network)) => {
+                Ok(Self { in_empty_network, ..Self::new(uid_base, instance) })
+            }
             _ => Err(EnterError {
                 role,
                 step: Step::Arguments,
@@ -325,18 +337,13 @@ pub(crate) fn enter_with(
     // B1. Later steps take the files away that these need.
     only_one_thread()
         .map_err(failed(Step::Build, "a thread was started before the jail: a bug, please report it"))?;
-    let filter = row
-        .seccomp
-        .zip(mismatch)
-        .map(|(list, mismatch)| seccomp::compile(list, mismatch))
-        .transpose()
-        .map_err(failed(Step::Build, "the filter does not compile: a bug, please report it"))?;
+    let filter = row.seccomp.zip(mismatch).map(|(filter, mismatch)| filter.program(mismatch));
     let ruleset = landlock_rules::build(row, ground).map_err(failed(Step::Build, ADVICE_LANDLOCK))?;
     warm_up();
 
     // B2
     if root {
-        enter_namespaces(row, &mut entered.namespaces).map_err(failed(
+        enter_namespaces(row, ground, &mut entered.namespaces).map_err(failed(
             Step::Namespaces,
             "the spawner needs CAP_SYS_ADMIN: a container or unit that takes it away must run the agent as an ordinary user",
         ))?;
@@ -465,7 +472,7 @@ fn warm_up() {
     drop(std::hint::black_box(keys));
 }
 
-fn enter_namespaces(row: &Row, entered: &mut Vec<&'static str>) -> io::Result<()> {
+fn enter_namespaces(row: &Row, ground: &Ground, entered: &mut Vec<&'static str>) -> io::Result<()> {
     let mut flags = CloneFlags::CLONE_NEWIPC;
     entered.push("ipc");
     if row.own_uts {
@@ -474,8 +481,9 @@ fn enter_namespaces(row: &Row, entered: &mut Vec<&'static str>) -> io::Result<()
     }
     if row.network == Network::Empty {
         // The spawner has put us into the one empty namespace that all share (each costs the kernel some 90 KiB).
-        // Who is in its parent's was not: `portreeve` starts the compiler, tests start single roles.
-        if !has_other_network_than_parent() {
+        // Who was not put there makes its own: `portreeve` starts the compiler, tests start single roles. The word is the spawner's,
+        // who could as well have started another program; looking for it in /proc costs as much as half of B2.
+        if !ground.in_empty_network {
             flags |= CloneFlags::CLONE_NEWNET;
         }
         entered.push("net");
@@ -492,12 +500,6 @@ fn enter_namespaces(row: &Row, entered: &mut Vec<&'static str>) -> io::Result<()
         chdir("/")?;
     }
     Ok(())
-}
-
-fn has_other_network_than_parent() -> bool {
-    let own = std::fs::read_link("/proc/self/ns/net");
-    let parent = std::fs::read_link(format!("/proc/{}/ns/net", getppid()));
-    matches!((own, parent), (Ok(own), Ok(parent)) if own != parent)
 }
 
 /// Makes an empty read-only tmpfs the root and lets go of everything else; `pivot_root(2)`, "pivot_root(".", ".")".
@@ -564,12 +566,12 @@ fn kept_capabilities(row: &Row, ground: &Ground) -> CapsHashSet {
 
 /// By number, not by a crate's list of names: a capability of a later kernel goes, too.
 fn drop_bounding_set(kept: &CapsHashSet) -> io::Result<()> {
-    for number in 0..64u8 {
-        // SAFETY: PR_CAPBSET_READ takes one number, answers EINVAL for one it does not know, and changes nothing.
-        let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(number), 0, 0, 0) };
-        if present == 1 && !kept.iter().any(|capability| capability.index() == number) {
-            // SAFETY: PR_CAPBSET_DROP takes one number, which the kernel has just said it knows.
-            check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) })?;
+    for number in (0..64u8).filter(|number| !kept.iter().any(|capability| capability.index() == *number)) {
+        // SAFETY: PR_CAPBSET_DROP takes one number and answers EINVAL for one that it does not know.
+        match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(number), 0, 0, 0) }) {
+            // They are numbered without gaps, linux/capability.h: there are no more.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            dropped => dropped?,
         }
     }
     Ok(())

@@ -10,6 +10,7 @@
 //! - [`enter`]: stage B, the order in which rights are given up.
 //! - [`descriptors`], [`sealed`]: what a process is born with, and the sealed form of settings and policy.
 //! - [`memory`]: large blocks go back to the system.
+//! - [`main!`]: where a program begins.
 //! - [`spawn`]: programs that workers start. [`filesystems`]: freezing and trimming.
 //! - [`probe`]: the same sandbox with refusals as errors, for tests that try every system call.
 //!
@@ -24,6 +25,7 @@ mod landlock_rules;
 pub mod memory;
 mod panics;
 pub mod probe;
+mod program;
 mod report;
 mod role;
 pub mod roles;
@@ -32,6 +34,9 @@ pub mod seccomp;
 pub mod spawn;
 
 pub use descriptors::{close_from, exit_now, open_descriptors, take_fd};
-pub use enter::{EnterError, Entered, FileRights, Ground, Landlock, Need, Root, Step, User, enter};
+pub use enter::{
+    EnterError, Entered, FileRights, Ground, IN_EMPTY_NETWORK, Landlock, Need, Root, Step, User, enter,
+};
 pub use panics::{report_panics, report_panics_as};
+pub use program::run;
 pub use role::{DEFAULT_UID_BASE, Role, UnknownRole};

@@ -6,12 +6,13 @@
 use crate::Role;
 use crate::enter::{EnterError, Entered, Ground, enter_with};
 use crate::roles::row;
-use crate::seccomp::{Mismatch, Rule};
+use crate::seccomp::{LISTS, Mismatch, Rule};
 
 /// Returns the system calls that `role` may make. Empty for those that have no filter ([`Role::Exec`], [`Role::Account`], [`Role::Hook`]).
 #[must_use]
 pub fn rules(role: Role) -> &'static [Rule] {
-    row(role).seccomp.map_or(&[], |list| list.rules)
+    let name = row(role).seccomp.map(|filter| filter.name);
+    LISTS.iter().find(|list| Some(list.name) == name).map_or(&[], |list| list.rules)
 }
 
 /// Does what [`enter`](crate::enter()) does, except that a call the filter does not know fails with EPERM.

@@ -6,7 +6,7 @@
 use caps::Capability;
 
 use crate::Role;
-use crate::seccomp::List;
+use crate::seccomp::Filter;
 
 /// What a role keeps. Everything that is not named is given up.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Row {
     /// Limits set before the ids change.
     pub limits: Limits,
     /// The system calls it may make. None: no filter.
-    pub seccomp: Option<&'static List>,
+    pub seccomp: Option<&'static Filter>,
 }
 
 /// Which files a role can name at all, before Landlock.

@@ -1,22 +1,38 @@
-//! The system call filters: tables from `policy/seccomp`, compiled to BPF and put on.
+//! The system call filters: tables from `policy/seccomp`, assembled to BPF when this crate is compiled, and put on.
 //!
 //! Runs in every confined process as its last step. Allow-lists only: what is not named ends the process, so calls
 //! that a later kernel adds, i386 calls and x32 numbers are refused without being known here.
 
-use std::collections::BTreeMap;
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::indexing_slicing,
+    reason = "runs in the compiler: what goes wrong there is an error of the build"
+)]
+mod assembly;
+
+use std::borrow::Cow;
 use std::io;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::sock_filter;
 
-/// The system calls of one role.
+use assembly::Assembly;
+
+/// A file of `policy/seccomp`, as people read it. The processes do not hold it, only its [`Filter`].
 #[derive(Debug)]
 pub struct List {
     /// File name without `.policy`.
     pub name: &'static str,
     /// Sorted by name; several rules of one name are alternatives.
     pub rules: &'static [Rule],
+}
+
+/// The same, as the kernel takes it.
+#[derive(Debug)]
+pub struct Filter {
+    /// File name without `.policy`.
+    pub name: &'static str,
+    program: &'static [sock_filter],
 }
 
 /// One line of a `.policy` file.
@@ -34,52 +50,23 @@ pub struct Rule {
     pub source: &'static str,
 }
 
-/// A test of one argument. Comparisons are unsigned.
+/// A test of one argument's lower 32 bits; the kernel looks at no more of an int.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Condition {
     /// 0 to 5.
     pub argument: u8,
-    /// Whether all 64 bits count. The kernel looks at 32 bits of an int, so most tests do, too.
-    pub wide: bool,
-    /// How it is compared.
-    pub test: Test,
-    /// With what.
-    pub value: u64,
-}
-
-/// How an argument is compared with a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Test {
-    /// `==`
-    Equal,
-    /// `!=`
-    NotEqual,
-    /// `<`
-    Less,
-    /// `<=`
-    LessOrEqual,
-    /// `>`
-    Greater,
-    /// `>=`
-    GreaterOrEqual,
-    /// `argument & mask == value`
-    MaskedEqual(u64),
+    /// The bits that count.
+    pub mask: u32,
+    /// What they must be; no others are set.
+    pub value: u32,
 }
 
 impl Condition {
     /// Whether an argument passes.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half does not count")]
     pub fn holds(&self, argument: u64) -> bool {
-        let argument = if self.wide { argument } else { argument & u64::from(u32::MAX) };
-        match self.test {
-            Test::Equal => argument == self.value,
-            Test::NotEqual => argument != self.value,
-            Test::Less => argument < self.value,
-            Test::LessOrEqual => argument <= self.value,
-            Test::Greater => argument > self.value,
-            Test::GreaterOrEqual => argument >= self.value,
-            Test::MaskedEqual(mask) => argument & mask == self.value & mask,
-        }
+        argument as u32 & self.mask == self.value
     }
 }
 
@@ -98,49 +85,22 @@ pub(crate) enum Mismatch {
     reason = "constants of libc have differing types; the kernel compares their lower 32 bits"
 )]
 mod tables {
-    use super::{Condition, List, Rule, Test};
+    use super::{Assembly, Condition, Filter, List, Rule};
     include!(concat!(env!("OUT_DIR"), "/tables.rs"));
 }
 pub use tables::{
-    ACCOUNT, BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, NET, NETADMIN, POWER, QUERY, SPAWNER,
+    ACCOUNT, BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, LISTS, NET, NETADMIN, POWER, QUERY,
+    SPAWNER,
 };
 
-/// Compiles a list to BPF.
-pub(crate) fn compile(list: &List, mismatch: Mismatch) -> io::Result<BpfProgram> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in list.rules {
-        let alternatives = rules.entry(rule.number).or_default();
-        if rule.conditions.is_empty() {
-            continue;
+impl Filter {
+    /// The instructions.
+    pub(crate) fn program(&self, mismatch: Mismatch) -> Cow<'static, [sock_filter]> {
+        match mismatch {
+            Mismatch::Kill => Cow::Borrowed(self.program),
+            Mismatch::Errno => Cow::Owned(assembly::answering(self.program)),
         }
-        let conditions = rule
-            .conditions
-            .iter()
-            .map(|condition| {
-                let length = if condition.wide { SeccompCmpArgLen::Qword } else { SeccompCmpArgLen::Dword };
-                let operator = match condition.test {
-                    Test::Equal => SeccompCmpOp::Eq,
-                    Test::NotEqual => SeccompCmpOp::Ne,
-                    Test::Less => SeccompCmpOp::Lt,
-                    Test::LessOrEqual => SeccompCmpOp::Le,
-                    Test::Greater => SeccompCmpOp::Gt,
-                    Test::GreaterOrEqual => SeccompCmpOp::Ge,
-                    Test::MaskedEqual(mask) => SeccompCmpOp::MaskedEq(mask),
-                };
-                SeccompCondition::new(condition.argument, length, operator, condition.value)
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(io::Error::other)?;
-        alternatives.push(SeccompRule::new(conditions).map_err(io::Error::other)?);
     }
-    let refuse = match mismatch {
-        Mismatch::Kill => SeccompAction::KillProcess,
-        Mismatch::Errno => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
-    };
-    let architecture = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
-    let filter =
-        SeccompFilter::new(rules, refuse, SeccompAction::Allow, architecture).map_err(io::Error::other)?;
-    filter.try_into().map_err(io::Error::other)
 }
 
 /// Puts the union list on the spawner, without `no_new_privs`.
@@ -152,7 +112,7 @@ pub(crate) fn compile(list: &List, mismatch: Mismatch) -> io::Result<BpfProgram>
 /// # Errors
 /// The errno of `seccomp(2)`: EACCES without CAP_SYS_ADMIN, EINVAL or ENOSYS on a kernel without filters.
 pub fn irrevocably_filter_spawner() -> io::Result<()> {
-    let program = compile(&SPAWNER, Mismatch::Kill)?;
+    let program = SPAWNER.program;
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
     let header = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: header points to `length` instructions of `program`, which lives until the end of this function and has the
@@ -167,23 +127,14 @@ pub fn irrevocably_filter_spawner() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const LISTS: [&List; 8] = [&BROKER, &COMPILE, &FILE, &FRONTEND, &NET, &NETADMIN, &QUERY, &SPAWNER];
-
-    #[test]
-    fn every_list_compiles_to_a_program_the_kernel_accepts_in_length() {
-        // BPF_MAXINSNS, linux/bpf_common.h.
-        let too_long: Vec<&str> = LISTS
-            .into_iter()
-            .filter(|list| compile(list, Mismatch::Kill).expect("the list compiles").len() > 4096)
-            .map(|list| list.name)
-            .collect();
-        assert_eq!(too_long, Vec::<&str>::new());
+    fn spawner() -> impl Iterator<Item = &'static Rule> {
+        LISTS.iter().filter(|list| list.name == "spawner").flat_map(|list| list.rules)
     }
 
     #[test]
     fn every_line_says_who_needs_it() {
         let silent: Vec<&str> = LISTS
-            .into_iter()
+            .iter()
             .flat_map(|list| list.rules)
             .filter(|rule| rule.reason.len() < 8)
             .map(|rule| rule.source)
@@ -223,7 +174,7 @@ mod tests {
     #[test]
     fn no_role_may_reach_into_other_processes_mounts_or_the_kernel() {
         let forbidden: Vec<(&str, &str)> = LISTS
-            .into_iter()
+            .iter()
             .filter(|list| list.name != "spawner")
             .flat_map(|list| list.rules.iter().map(|rule| (list.name, rule)))
             .filter(|(_, rule)| NEVER.contains(&rule.number))
@@ -240,7 +191,7 @@ mod tests {
         const PATHS: [libc::c_long; 5] =
             [libc::SYS_fchmodat, libc::SYS_fchownat, libc::SYS_setxattr, libc::SYS_lsetxattr, FCHMODAT2];
         let found: Vec<&str> = LISTS
-            .into_iter()
+            .iter()
             .flat_map(|list| list.rules)
             .filter(|rule| PATHS.contains(&rule.number))
             .map(|rule| rule.source)
@@ -250,12 +201,13 @@ mod tests {
 
     #[test]
     fn the_spawner_may_do_everything_its_children_may() {
-        // A filter is inherited: what the spawner's lacks, no child can do.
+        // A filter is inherited: what the spawner's lacks, no child can do. It has none where accounts are changed.
         let missing: Vec<&str> = LISTS
-            .into_iter()
+            .iter()
+            .filter(|list| list.name != "account")
             .flat_map(|list| list.rules)
             .filter(|rule| {
-                !SPAWNER.rules.iter().any(|other| {
+                !spawner().any(|other| {
                     other.number == rule.number
                         && (other.conditions.is_empty() || other.conditions == rule.conditions)
                 })
@@ -268,7 +220,7 @@ mod tests {
     #[test]
     fn memory_is_never_made_executable_by_a_role() {
         let conditions: Vec<&Condition> = LISTS
-            .into_iter()
+            .iter()
             .filter(|list| list.name != "spawner")
             .flat_map(|list| list.rules)
             .filter(|rule| matches!(rule.name, "mmap" | "mprotect"))
