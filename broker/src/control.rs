@@ -137,6 +137,10 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
                 tracing::info!("frontend {instance} ended: {}", describe(status));
             }
             (FromSpawner::Exited { kind, instance, status }, _) => {
+                if status != 0 {
+                    let members = serde_json::json!({ "worker": kind.name(), "status": describe(status) });
+                    broker.audit.note("worker", &members);
+                }
                 broker.workers.exited(kind, instance, &describe(status));
             }
             (FromSpawner::Thaw, _) => {

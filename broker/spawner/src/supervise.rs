@@ -7,7 +7,7 @@
 //!  broker ends ──► frontends and workers are killed ──► broker again (backoff) ──► frontends on the same channels
 //!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
-//!  SIGTERM, SIGINT, STOP ──► SIGTERM to all, SIGKILL after 1 s, gone after 2 s whatever hangs
+//!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended SIGTERM to all, SIGKILL after 1 s, gone after 2 s
 //!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
 //! ```
 
@@ -280,15 +280,20 @@ impl Supervisor {
             return;
         }
         self.waiting.stopping();
-        // The broker first: it is to see that this is the end, not that everybody has died.
-        let brokers = self.children.iter().filter(|child| child.role == Role::Broker);
-        let others = self.children.iter().filter(|child| child.role != Role::Broker);
-        for child in brokers.chain(others) {
-            child.signal(libc::SIGTERM);
+        // The broker first: it sees the end of its socket, writes its last record and goes; then the others.
+        self.control = None;
+        if !self.is_running(Role::Broker, 0) {
+            self.terminate();
         }
         self.thaw_until = None;
         let (kill_at, leave_at, thawed_by) = (later(KILL_AFTER), later(LEAVE_AFTER), later(THAWING));
         self.ending = Some(Ending { status, kill_at, leave_at, thawed_by, killed: false });
+    }
+
+    fn terminate(&self) {
+        for child in &self.children {
+            child.signal(libc::SIGTERM);
+        }
     }
 
     fn start_due(&mut self) {
@@ -590,6 +595,8 @@ impl Supervisor {
             if self.ending.is_none() {
                 log(Level::Critical, &format_args!("the broker has ended ({})", Ended(status)));
                 self.broker_has_ended(since.elapsed());
+            } else {
+                self.terminate();
             }
             self.control = None;
             return;
