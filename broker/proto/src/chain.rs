@@ -133,7 +133,7 @@ impl Chain {
         }
         // Bytes arrive in their order: with the number at its end, too, the place is whole.
         buffer.extend_from_slice(&self.turn.to_le_bytes());
-        if self.turn % 2 == 0 { 0 } else { PLACE as u64 }
+        if self.turn.is_multiple_of(2) { 0 } else { PLACE as u64 }
     }
 
     /// The younger of the two whole places; nothing if neither is.
@@ -265,7 +265,7 @@ mod tests {
     fn no_content_of_the_file_is_too_much() {
         for byte in [0_u8, 1, 0x7f, 0xff] {
             let _ = Chain::decode(&vec![byte; FILE]);
-            let _ = Chain::decode(&vec![byte; 77]);
+            let _ = Chain::decode(&[byte; 77]);
         }
         assert_eq!(Chain::decode(&[]), None);
     }

@@ -87,7 +87,7 @@ pub(crate) fn welcome(dialects: &[Dialect]) -> Welcome {
         dialects: dialects.to_vec(),
         peer_cid: None,
     };
-    Welcome { channel, frozen: false, verdicts, each: vec![CommandId(0)], versions }
+    Welcome { channel, frozen: false, verdicts, each: vec![proto::CommandId(0)], versions }
 }
 
 fn from_frontend() -> Vec<FromFrontend> {
