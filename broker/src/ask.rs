@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use authorize::By;
+use proto::chain::Hash;
 use proto::message::{Found, ToFrontend};
 use proto::{Answer, limits};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
 use crate::outbox::Outbox;
@@ -25,6 +27,8 @@ pub(crate) struct Ask {
     pieces: RefCell<VecDeque<Vec<u8>>>,
     /// Bytes of the payload that have not come.
     missing: Cell<u64>,
+    /// Of the payload that has passed, if its digest is to be recorded, and whether any has.
+    digest: RefCell<Option<(Sha256, bool)>>,
     changed: Notify,
     /// What was found out about it, and the rule that permits it for that.
     found: RefCell<Option<(Found, By)>>,
@@ -50,6 +54,7 @@ impl Ask {
             credit: Cell::new(limits::WINDOW),
             pieces: RefCell::new(pieces),
             missing: Cell::new(length.saturating_sub(first.len() as u64)),
+            digest: RefCell::new(None),
             changed: Notify::new(),
             found: RefCell::default(),
         }
@@ -134,11 +139,32 @@ impl Ask {
             }
             if let Some(left) = self.credit.get().checked_sub(1) {
                 self.credit.set(left);
+                self.passed(bytes);
                 self.outbox.send(self.id, 0, &ToFrontend::Piece(stream), bytes);
                 return true;
             }
             self.changed.notified().await;
         }
+    }
+
+    /// From now on payload that passes is digested.
+    pub(crate) fn digest_payload(&self) {
+        *self.digest.borrow_mut() = Some((Sha256::new(), false));
+    }
+
+    /// Payload has been read or written.
+    pub(crate) fn passed(&self, bytes: &[u8]) {
+        if let Some((digest, any)) = &mut *self.digest.borrow_mut() {
+            digest.update(bytes);
+            *any |= !bytes.is_empty();
+        }
+    }
+
+    /// The digest of all payload that has passed, and of the last bytes, if there were any.
+    pub(crate) fn digest(&self, last_bytes: &[u8]) -> Option<Hash> {
+        self.passed(last_bytes);
+        let (digest, any) = self.digest.borrow_mut().take()?;
+        any.then(|| Hash(digest.finalize().into()))
     }
 
     /// Ends the request, with the last bytes of the reply's first stream.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use jail::Role;
+use nix::errno::Errno;
 use spawner::{Control, ControlError, FromBroker, FromSpawner, Reason};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
@@ -19,12 +20,16 @@ use crate::frontends;
 /// What came of asking for a worker: its socket and its log pipe.
 type Started = Result<(OwnedFd, OwnedFd), Reason>;
 
+/// What came of asking for another file of the audit log: the file, and what stands behind the name of the one before; or an errno.
+type Rotated = Result<(OwnedFd, u32), Errno>;
+
 /// Asks the spawner.
 pub(crate) struct Spawner {
     control: Control,
     ready: AsyncFd<OwnedFd>,
     sequence: Cell<u32>,
     starting: RefCell<HashMap<u32, oneshot::Sender<Started>>>,
+    rotating: RefCell<HashMap<u32, oneshot::Sender<Rotated>>>,
 }
 
 impl Spawner {
@@ -35,6 +40,7 @@ impl Spawner {
             ready,
             sequence: Cell::new(0),
             starting: RefCell::default(),
+            rotating: RefCell::default(),
         })
     }
 
@@ -55,6 +61,15 @@ impl Spawner {
             .to_owned()),
             Err(_) => Err("the spawner has gone".to_owned()),
         }
+    }
+
+    /// Has another file of the audit log begun.
+    pub(crate) async fn rotate(&self) -> Rotated {
+        let sequence = self.next_sequence();
+        let (sender, receiver) = oneshot::channel();
+        self.rotating.borrow_mut().insert(sequence, sender);
+        self.send(FromBroker::Rotate, sequence);
+        receiver.await.unwrap_or(Err(Errno::EPIPE))
     }
 
     pub(crate) fn kill(&self, kind: Role, instance: u16) {
@@ -109,10 +124,11 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
             Err(error) => return Err(error.to_string()),
         };
         let started = broker.control.starting.borrow_mut().remove(&received.sequence);
+        let rotating = broker.control.rotating.borrow_mut().remove(&received.sequence);
         match (received.message, received.descriptors) {
-            (FromSpawner::Started { .. }, Some(descriptors)) => answer(started, Ok(descriptors)),
+            (FromSpawner::Started { .. }, [Some(socket), Some(log)]) => answer(started, Ok((socket, log))),
             (FromSpawner::Refused { reason, .. }, _) => answer(started, Err(reason)),
-            (FromSpawner::Frontend { channel, pid }, Some((socket, log))) => {
+            (FromSpawner::Frontend { channel, pid }, [Some(socket), Some(log)]) => {
                 tracing::debug!("frontend {channel} is process {pid}");
                 tokio::task::spawn_local(crate::logs::copy(format!("frontend {channel}"), log));
                 tokio::task::spawn_local(frontends::serve(broker.clone(), channel, socket));
@@ -121,20 +137,28 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
                 tracing::info!("frontend {instance} ended: {}", describe(status));
             }
             (FromSpawner::Exited { kind, instance, status }, _) => {
+                if status != 0 {
+                    let members = serde_json::json!({ "worker": kind.name(), "status": describe(status) });
+                    broker.audit.note("worker", &members);
+                }
                 broker.workers.exited(kind, instance, &describe(status));
             }
             (FromSpawner::Thaw, _) => {
                 let broker = broker.clone();
                 tokio::task::spawn_local(async move { crate::freeze::stop(&broker).await });
             }
-            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. }, None) => {
+            (FromSpawner::Rotated { number }, [Some(file), _]) => answer(rotating, Ok((file, number))),
+            (FromSpawner::Kept { errno }, _) => {
+                answer(rotating, Err(Errno::from_raw(i32::try_from(errno).unwrap_or_default())));
+            }
+            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. } | FromSpawner::Rotated { .. }, _) => {
                 return Err("the spawner sent no descriptors".to_owned());
             }
         }
     }
 }
 
-fn answer(waiting: Option<oneshot::Sender<Started>>, started: Started) {
+fn answer<T>(waiting: Option<oneshot::Sender<T>>, started: T) {
     // Whoever asked may have given up; then dropping the socket ends the worker.
     if let Some(waiting) = waiting {
         let _ = waiting.send(started);

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::Broker;
 use crate::ask::Ask;
-use crate::audit::Outcome;
+use crate::audit::{Decision, Outcome};
 use crate::files;
 use crate::workers::{Event, Instance, NotDone, role_of};
 
@@ -61,6 +61,7 @@ pub(crate) fn too_late(command: &str, limit: Duration) -> Failed {
 
 /// Does what is asked, if it may be done.
 pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) {
+    crate::audit::keep_up(broker).await;
     let file = broker.files.borrow().path_of(&request);
     let mut asked = broker.audit.asked(&ask.channel, &request, file);
     let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
@@ -70,33 +71,40 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
         Ok(permitted) => permitted,
         Err(refusal) => {
             // Nothing is done: a record that is missing hides nothing.
-            let _ =
-                broker.audit.request(&asked, Some(&refusal.rule), None, &Outcome::Denied, ask.is_abandoned());
+            let decision = Decision::refused(&refusal.rule);
+            let _ = broker.audit.request(&asked, Some(decision), None, &Outcome::Denied, ask.is_abandoned());
             return ask.answer(Answer::Denied(refusal.denied), &[]);
         }
     };
     let rule = permitted.rule().clone();
+    let decision = Decision::permitted(&rule, &permitted);
     let privilege = permitted.request().privilege();
     let worker = (privilege != Privilege::Agent).then(|| privilege.name());
     let changes = permitted.request().group().changes();
     if changes || broker.audit.is_required() {
-        let begins = broker.audit.request(&asked, Some(&rule), worker, &Outcome::Begins, ask.is_abandoned());
+        let begins =
+            broker.audit.request(&asked, Some(decision), worker, &Outcome::Begins, ask.is_abandoned());
         if let Err(failed) = begins {
             return ask.answer(Answer::Failed(failed), &[]);
         }
+    }
+    // Not of a program's input and output: they may be passwords, which a digest would let somebody guess.
+    if broker.audit.is_on() && privilege == Privilege::File {
+        ask.digest_payload();
     }
     let result = work(broker, ask, permitted).await;
     let found = ask.found();
     if let Some(path) = found.as_ref().and_then(|(found, _)| found.path.as_ref()) {
         asked.iter_mut().for_each(|asked| asked.led_to(path.to_string()));
     }
-    let (outcome, by) = match &result {
-        Ok(work) => (Outcome::Done(work.total), found.as_ref().map(|(_, by)| &by.rule)),
-        Err(NotDone::Failed(failed)) => (Outcome::Failed(failed), found.as_ref().map(|(_, by)| &by.rule)),
-        Err(NotDone::Denied(_, rule)) => (Outcome::Denied, Some(rule)),
+    let decided = found.as_ref().map_or(decision, |(_, by)| Decision::by(by));
+    let (outcome, decision) = match &result {
+        Ok(work) => (Outcome::Done(work.total, ask.digest(&work.last_bytes)), decided),
+        Err(NotDone::Failed(failed)) => (Outcome::Failed(failed), decided),
+        Err(NotDone::Denied(_, rule)) => (Outcome::Denied, Decision { name: "deny", rule, ..decision }),
     };
     // It has been done; the record before it is what was required.
-    let _ = broker.audit.request(&asked, Some(by.unwrap_or(&rule)), worker, &outcome, ask.is_abandoned());
+    let _ = broker.audit.request(&asked, Some(decision), worker, &outcome, ask.is_abandoned());
     match result {
         Ok(work) => ask.answer(Answer::Done(work.reply), &work.last_bytes),
         Err(NotDone::Failed(failed)) => ask.answer(Answer::Failed(failed), &[]),
@@ -162,6 +170,12 @@ fn agent_itself(broker: &Rc<Broker>, ask: &Ask, request: &agent::Request) -> Res
             });
             Ok(Work::without_bytes(reply))
         }
+        agent::Request::AuditHead(_) if broker.audit.is_on() => {
+            let head = broker.audit.head();
+            let (sequence, hash) = (head.sequence, head.hash.to_string());
+            Ok(Work::without_bytes(agent::Reply::AuditHead(agent::AuditHead { sequence, hash })))
+        }
+        agent::Request::AuditHead(_) => Err(Failed::new("this agent keeps no audit log")),
         agent::Request::Sync(_)
         | agent::Request::SyncDelimited(_)
         | agent::Request::Ping(_)

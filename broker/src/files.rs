@@ -531,6 +531,7 @@ impl OpenFile {
             };
             written = written.saturating_add(count);
             self.use_up(count);
+            ask.passed(usize::try_from(count).ok().and_then(|count| piece.get(..count)).unwrap_or(&piece));
             position.known =
                 position.known.filter(|_| !self.append).and_then(|known| known.checked_add(count));
             at = next;

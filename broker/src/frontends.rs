@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use authorize::Origin;
 use jail::Role;
 use proto::message::{FromFrontend, Hello, ToFrontend, Welcome};
 use proto::settings::ChannelSettings;
-use proto::{Command, CommandId, Dialect, PeerFault, Request, limits};
+use proto::{Command, CommandId, Dialect, Group, PeerFault, Request, limits};
 
 use crate::Broker;
 use crate::ask::Ask;
@@ -20,6 +21,9 @@ use crate::outbox::Outbox;
 
 /// Requests of one frontend that may be under way, those that it has abandoned included.
 const UNDER_WAY: usize = 64;
+
+/// Most records that one message of a frontend can cause; it sends one message each time it has read from its channel.
+const EACH: u32 = 64;
 
 /// How long after the start its code and memory are let go: by then the first requests have usually come.
 const QUIET: Duration = Duration::from_millis(200);
@@ -130,11 +134,34 @@ fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
         .filter(|(command, _)| broker.sealed.settings.extensions || !command.extension)
         .map(|(command, served)| (command.id(), served))
         .collect();
+    let each = proto::commands().filter(|command| recorded_each(broker, &settings.name, command).is_some());
+    let each = if broker.audit.is_on() { each.map(Command::id).collect() } else { Vec::new() };
     let versions = vec![
         (Dialect::Qga, proto::QGA_LEVEL.to_owned()),
         (Dialect::Phoenix, proto::PHOENIX_LEVEL.to_owned()),
     ];
-    Welcome { channel: settings.clone(), frozen, verdicts, versions }
+    Welcome { channel: settings.clone(), frozen, verdicts, each, versions }
+}
+
+fn recorded_each<'a>(broker: &'a Broker, channel: &str, command: &'static Command) -> Option<&'a Origin> {
+    let in_front = command.group == Group::Agent;
+    in_front.then(|| authorize::records_each(&broker.sealed.policy, channel, command)).flatten()
+}
+
+/// Records what a frontend has answered by itself. One at a time where each is to be recorded: told of more, it is only counted.
+fn record(broker: &Broker, channel: &str, counts: &[(CommandId, u32)]) -> Result<(), String> {
+    let mut others = Vec::with_capacity(counts.len());
+    for (id, count) in counts {
+        let command = proto::commands().nth(usize::from(id.0)).ok_or("an unknown command")?;
+        match recorded_each(broker, channel, command) {
+            Some(rule) if *count <= EACH => {
+                (0..*count).for_each(|_| broker.audit.answered(channel, command, rule));
+            }
+            _ => others.push((command.name(), *count)),
+        }
+    }
+    broker.audit.counts(channel, &others);
+    Ok(())
 }
 
 /// The requests of one frontend: those of one lane one after the other, those of lane 0 all at once.
@@ -180,7 +207,7 @@ impl Lanes {
         self.shared.broker.freeze.expect();
         match message {
             FromFrontend::Request { lane, request, counts } => {
-                self.shared.broker.audit.counts(&self.channel, &name_all(&counts)?);
+                record(&self.shared.broker, &self.channel, &counts)?;
                 self.begin(id, lane, request, payload)
             }
             // What has been answered or given up meanwhile is no fault of the sender's.
@@ -197,7 +224,7 @@ impl Lanes {
                 Ok(())
             }
             FromFrontend::Counts(counts) => {
-                self.shared.broker.audit.counts(&self.channel, &name_all(&counts)?);
+                record(&self.shared.broker, &self.channel, &counts)?;
                 Ok(())
             }
             FromFrontend::Note(text) => {
@@ -301,14 +328,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// Names for ids, so that the log can be read.
-fn name_all(counts: &[(CommandId, u32)]) -> Result<Vec<(&'static str, u32)>, String> {
-    let name = |id: CommandId| proto::commands().nth(usize::from(id.0)).map(Command::name);
-    counts
-        .iter()
-        .map(|(id, count)| Some((name(*id)?, *count)))
-        .collect::<Option<_>>()
-        .ok_or("an unknown command".to_owned())
 }

@@ -26,7 +26,7 @@ use std::rc::Rc;
 use authorize::Sealed;
 use jail::{Ground, Role};
 
-pub use audit::Audit;
+pub use audit::{Audit, Descriptors};
 pub use logs::to_stderr as log_to_stderr;
 pub use numbers::Numbers;
 
@@ -94,19 +94,28 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         deadlines: Rc::default(),
     });
     let tasks = tokio::task::LocalSet::new();
-    broker.audit.note(
-        "start",
-        &serde_json::json!({
-            "policy": broker.sealed.policy.name(),
-            "build": proto::BUILD_ID,
-            "confinement": broker.confinement.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
-        }),
-    );
+    broker.audit.start(about(&broker));
     tasks.spawn_local(broker.deadlines.clone().run());
     tasks.spawn_local(freeze::attend(broker.clone()));
     let result = tasks.block_on(&runtime, control::serve(broker.clone()));
-    broker.audit.note("stop", &serde_json::json!({}));
+    broker.audit.stop();
     result
+}
+
+/// What the audit log says of a start.
+fn about(broker: &Broker) -> serde_json::Map<String, serde_json::Value> {
+    let confinement: std::collections::BTreeMap<_, _> = broker.confinement.iter().cloned().collect();
+    let members = serde_json::json!({
+        "boot": broker.sealed.settings.freeze.boot_id,
+        "agent": env!("CARGO_PKG_VERSION"),
+        "build": proto::BUILD_ID,
+        "policy": audit::about_policy(&broker.sealed.policy),
+        "confinement": confinement,
+    });
+    match members {
+        serde_json::Value::Object(members) => members,
+        _ => serde_json::Map::new(),
+    }
 }
 
 /// Reads settings and policy from the descriptor that the spawner gave.

@@ -74,7 +74,11 @@ impl Subscriber for Log {
 
     fn event(&self, event: &Event<'_>) {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let level = event.metadata().level();
+        // Said whatever the level of the log is, and no error: a record, or where the chain of records stands.
+        let level = match event.metadata().target() {
+            "audit" => "AUDIT",
+            _ => event.metadata().level().as_str(),
+        };
         let mut line = format!("{}.{:06}: {level:>5} ", now.as_secs(), now.subsec_micros());
         event.record(&mut Text(&mut line));
         line.push('\n');

@@ -2,19 +2,23 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(target_env = "gnu", no_main)]
 
-use broker::{Audit, Birth, Numbers};
+use broker::{Audit, Birth, Descriptors, Numbers};
 use jail::{Ground, Role};
 
 /// To the spawner.
 const CONTROL: i32 = 3;
 /// Settings and policy.
 const SEALED: i32 = 4;
-/// The audit log, if there is one.
+/// The audit log's file, if there is one.
 const AUDIT: i32 = 5;
 /// The state file, if there is one.
 const STATE: i32 = 6;
 /// The file that says whether something is frozen, if there is one.
 const MARKER: i32 = 7;
+/// The socket of a log daemon, if there is one.
+const AUDIT_SOCKET: i32 = 8;
+/// Where the audit log's chain stands.
+const CHAIN: i32 = 9;
 
 jail::main!(broker);
 
@@ -35,7 +39,12 @@ fn serve() -> Result<(), String> {
     let sealed = jail::take_fd(SEALED).map_err(|error| format!("settings and policy: {error}"))?;
     let sealed = broker::read_sealed(&sealed)?;
     broker::log_to_stderr(sealed.settings.verbose);
-    let audit = Audit::new(&sealed.settings, jail::take_fd(AUDIT).ok())?;
+    let audit = Descriptors {
+        file: jail::take_fd(AUDIT).ok(),
+        socket: jail::take_fd(AUDIT_SOCKET).ok(),
+        chain: jail::take_fd(CHAIN).ok(),
+    };
+    let audit = Audit::new(&sealed.settings.audit, audit)?;
     let numbers = Numbers::new(jail::take_fd(STATE).ok());
     let marker = jail::take_fd(MARKER).ok();
     broker::run(Birth { sealed, control, audit, numbers, marker }, &ground)

@@ -78,6 +78,7 @@ fn converse(pipe: &ToFrontendPipe) {
         },
         frozen: false,
         verdicts: proto::commands().map(|command| (command.id(), true)).collect(),
+        each: Vec::new(),
         versions: vec![(Dialect::Qga, proto::QGA_LEVEL.to_owned())],
     };
     pipe.send(0, 0, &ToFrontend::Welcome(welcome), b"").expect("send");

@@ -65,6 +65,7 @@ fn main() {
         },
         frozen: false,
         verdicts: proto::commands().map(|command| (command.id(), true)).collect(),
+        each: Vec::new(),
         versions: Vec::new(),
     };
     let mut session = Session::new(&welcome);

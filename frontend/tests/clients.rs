@@ -63,7 +63,7 @@ impl Frontend {
         let channel =
             ChannelSettings { name: "test".to_owned(), method, dialects: vec![Dialect::Qga], peer_cid: None };
         let verdicts = proto::commands().map(|command| (command.id(), true)).collect();
-        let welcome = Welcome { channel, frozen: false, verdicts, versions: Vec::new() };
+        let welcome = Welcome { channel, frozen: false, verdicts, each: Vec::new(), versions: Vec::new() };
         frontend.send(0, &ToFrontend::Welcome(welcome), b"");
         frontend
     }

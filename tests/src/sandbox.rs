@@ -306,7 +306,7 @@ impl Peer {
             FromSpawner::Started { pid, .. } | FromSpawner::Frontend { pid, .. } => pid,
             other => unreachable!("{other:?} brings no descriptors"),
         };
-        let (socket, log) = received.descriptors.expect("two descriptors come along");
+        let [Some(socket), Some(log)] = received.descriptors else { panic!("two descriptors come along") };
         rustix::io::ioctl_fionbio(&socket, false).expect("sets");
         Self { socket, log: Some(log), pid }
     }

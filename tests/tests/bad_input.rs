@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use pipe::Pipe;
 use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
-use proto::settings::{AuditSink, ChannelSettings, Method, Settings};
+use proto::settings::{AuditSettings, ChannelSettings, Method, Settings};
 use proto::{Dialect, Failed, Group, Request, agent as agent_commands, exec, net, query};
 use serde_json::json;
 use spawner::{Control, FromBroker, FromSpawner};
@@ -244,8 +244,7 @@ fn channel() -> ChannelSettings {
 fn sealed() -> OwnedFd {
     let settings = Settings {
         channels: vec![channel()],
-        audit: AuditSink::Off,
-        audit_required: false,
+        audit: AuditSettings::default(),
         verbose: true,
         time_zone: None,
         os_release: None,
@@ -517,7 +516,8 @@ fn welcomed() -> Alone {
     let policy = policy();
     let served = authorize::served(&policy, "test", false, Dialect::Qga);
     let verdicts = served.map(|(command, served)| (command.id(), served)).collect();
-    let welcome = Welcome { channel: channel(), frozen: false, verdicts, versions: Vec::new() };
+    let welcome =
+        Welcome { channel: channel(), frozen: false, verdicts, each: Vec::new(), versions: Vec::new() };
     frontend.send_as(&ToFrontend::Welcome(welcome));
     frontend
 }
@@ -627,7 +627,7 @@ impl LoneBroker {
         let (ours, its) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let (log, _) = std::io::pipe().unwrap();
-        self.control.send_event(event, sequence, Some([its.as_fd(), log.as_fd()])).unwrap();
+        self.control.send_event(event, sequence, &[its.as_fd(), log.as_fd()]).unwrap();
         ours
     }
 
@@ -784,7 +784,7 @@ fn kills_the_worker(broker: &LoneBroker, frontend: &Pipe<FromFrontend, ToFronten
     assert_eq!(broker.next().1, FromBroker::Kill { kind: Role::Query, instance: 0 });
     broker
         .control
-        .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, None)
+        .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, &[])
         .unwrap();
     let proto::Answer::Failed(failed) = answer(frontend) else { panic!("no failure") };
     assert!(failed.text.contains("query worker"), "{failed}");

@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use compile::{Bundle, Complaint, PRESETS, Source, closest};
 use jail::DEFAULT_UID_BASE;
 use proto::Dialect;
-use proto::settings::{ChannelSettings, Init, Method};
-use serde::Deserialize;
+use proto::settings::{AuditSink, ChannelSettings, Init, Method};
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use spawner::plan::CHANNELS;
 use toml::Spanned;
 
-use crate::launch::{Audit, Freeze, IDLE_SECONDS, Line, Opened};
+use crate::audit::Audit;
+use crate::launch::{Freeze, IDLE_SECONDS, Line, Opened};
 
 /// Where it is unless `--config` says otherwise.
 pub(crate) const PATH: &str = "/etc/portreeve/portreeve.toml";
@@ -32,13 +33,15 @@ const POLICY_FILE: &str = "/etc/portreeve/policy.toml";
 /// Largest configuration or policy file in bytes.
 const LIMIT: u64 = 1024 * 1024;
 
+/// Smallest size in bytes at which an audit log may be rotated.
+const ROTATE_LEAST: u64 = 64 * 1024;
+
 /// What `portreeve run` needs to know.
 pub(crate) struct Configuration {
     pub(crate) lines: Vec<Line>,
     pub(crate) policy: Vec<Source>,
     pub(crate) state_directory: Option<PathBuf>,
     pub(crate) audit: Audit,
-    pub(crate) audit_required: bool,
     pub(crate) verbose: bool,
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) uid_base: u32,
@@ -49,7 +52,7 @@ pub(crate) struct Configuration {
     pub(crate) clock_step_seconds: u32,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Document {
     #[serde(default)]
@@ -73,7 +76,7 @@ struct Document {
     clock: WrittenClock,
 }
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenChannel {
     name: Spanned<String>,
@@ -94,21 +97,52 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenState {
     directory: Option<PathBuf>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenAudit {
-    sink: Option<Spanned<String>>,
+    sink: Option<Spanned<Sinks>>,
     path: Option<Spanned<PathBuf>>,
+    socket: Option<Spanned<PathBuf>>,
     required: Option<Spanned<bool>>,
+    sync: Option<Spanned<bool>>,
+    rotate_bytes: Option<Spanned<u64>>,
+    rotate_days: Option<Spanned<u32>>,
+    keep: Option<Spanned<u32>>,
 }
 
-#[derive(Deserialize, Default)]
+/// One name, or a list of them.
+struct Sinks(Vec<String>);
+
+impl<'de> Deserialize<'de> for Sinks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = Sinks;
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a sink or a list of sinks")
+            }
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Sinks, E> {
+                Ok(Sinks(vec![name.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Sinks, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = list.next_element()? {
+                    names.push(name);
+                }
+                Ok(Sinks(names))
+            }
+        }
+        deserializer.deserialize_any(Names)
+    }
+}
+
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenLog {
     #[serde(default)]
@@ -116,7 +150,7 @@ struct WrittenLog {
     file: Option<PathBuf>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenFreeze {
     limit_seconds: Option<u32>,
@@ -124,13 +158,13 @@ struct WrittenFreeze {
     hook_limit_seconds: Option<u32>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenPower {
     init: Option<Spanned<String>>,
 }
 
-#[derive(Deserialize, Default)]
+#[derive(serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct WrittenClock {
     max_step_seconds: Option<u32>,
@@ -244,7 +278,7 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
     if lines.is_empty() {
         lines.push(usual_line());
     }
-    let (audit, audit_required) = reader.audit(document.audit)?;
+    let audit = reader.audit(document.audit)?;
     let uid_base = document.uid_base.map_or(Ok(DEFAULT_UID_BASE), |base| match *base.get_ref() {
         // Frontends have the highest numbers.
         number if number >= 1000 && jail::Role::Frontend.uid(number, u16::MAX).is_some() => Ok(number),
@@ -260,7 +294,6 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         // An ordinary user has no place of that name; numbers of open files then begin anew at each start.
         state_directory: document.state.directory.or_else(|| root.then(|| STATE_DIRECTORY.into())),
         audit,
-        audit_required,
         verbose: document.log.verbose,
         log_file: document.log.file,
         uid_base,
@@ -423,41 +456,89 @@ impl Reader<'_> {
         freeze.with_hook(written.hook.map(Spanned::into_inner)).map_err(|why| self.complaint(span, &why))
     }
 
-    fn audit(&self, written: WrittenAudit) -> Result<(Audit, bool), Complaint> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Sink {
-            File,
-            Syslog,
-            Stderr,
-            Off,
-        }
-        const SINKS: [(&str, Sink); 4] =
-            [("file", Sink::File), ("syslog", Sink::Syslog), ("stderr", Sink::Stderr), ("off", Sink::Off)];
-        let sink = match &written.sink {
-            Some(sink) => self.one_of(sink, "sink", &SINKS)?,
-            None if written.path.is_some() => Sink::File,
-            None => Sink::Stderr,
+    fn audit(&self, written: WrittenAudit) -> Result<Audit, Complaint> {
+        const SINKS: [(&str, Option<AuditSink>); 5] = [
+            ("file", Some(AuditSink::File)),
+            ("syslog", Some(AuditSink::Syslog)),
+            ("journald", Some(AuditSink::Journald)),
+            ("stderr", Some(AuditSink::Log)),
+            ("off", None),
+        ];
+        let (span, names) = match written.sink {
+            Some(sinks) => (sinks.span(), sinks.into_inner().0),
+            None if written.path.is_some() => (0..0, vec!["file".to_owned()]),
+            None => (0..0, vec!["stderr".to_owned()]),
         };
-        let audit = match (sink, written.path) {
-            (Sink::File, Some(path)) => Audit::File(path.into_inner()),
-            (Sink::File, None) => {
-                let span = written.sink.map_or(0..0, |sink| sink.span());
-                return Err(self.complaint(span, "the sink \"file\" needs a `path`"));
-            }
-            (_, Some(path)) => {
-                return Err(self.complaint(path.span(), "a `path` is for the sink \"file\" only"));
-            }
-            (Sink::Syslog, None) => Audit::Syslog,
-            (Sink::Stderr, None) => Audit::Log,
-            (Sink::Off, None) => Audit::Off,
-        };
-        match written.required {
-            Some(required) if *required.get_ref() && sink == Sink::Off => {
-                Err(self
-                    .complaint(required.span(), "what is recorded nowhere cannot be required: choose a sink"))
-            }
-            required => Ok((audit, required.is_some_and(Spanned::into_inner))),
+        let known = names
+            .iter()
+            .map(|name| self.one_of(&Spanned::new(span.clone(), name.clone()), "sink", &SINKS))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sinks: Vec<AuditSink> = known.iter().copied().flatten().collect();
+        let has = |sink| sinks.contains(&sink);
+        let twice =
+            known.iter().enumerate().any(|(at, sink)| known.iter().skip(at + 1).any(|other| other == sink));
+        if known.is_empty() || twice || (known.contains(&None) && known.len() > 1) {
+            return Err(
+                self.complaint(span, "a list of sinks has each of them once, and \"off\" stands alone")
+            );
         }
+        if has(AuditSink::Syslog) && has(AuditSink::Journald) {
+            return Err(self.complaint(span, "the journal has what syslog gets: choose one of the two"));
+        }
+        if has(AuditSink::File) != written.path.is_some() {
+            return Err(match written.path {
+                Some(path) => self.complaint(path.span(), "a `path` is for the sink \"file\" only"),
+                None => self.complaint(span, "the sink \"file\" needs a `path`"),
+            });
+        }
+        if let Some(socket) = &written.socket
+            && !(has(AuditSink::Syslog) || has(AuditSink::Journald))
+        {
+            return Err(
+                self.complaint(socket.span(), "a `socket` is for the sinks \"syslog\" and \"journald\" only")
+            );
+        }
+        let of_file = [
+            written.rotate_bytes.as_ref().map(Spanned::span),
+            written.rotate_days.as_ref().map(Spanned::span),
+            written.keep.as_ref().map(Spanned::span),
+        ];
+        if let (false, Some(span)) = (has(AuditSink::File), of_file.into_iter().flatten().next()) {
+            return Err(self.complaint(span, "only the sink \"file\" is rotated"));
+        }
+        if let Some(bytes) =
+            written.rotate_bytes.as_ref().filter(|bytes| (1..ROTATE_LEAST).contains(bytes.get_ref()))
+        {
+            return Err(
+                self.complaint(bytes.span(), "less than 65536 bytes are a few records only; 0 is for never")
+            );
+        }
+        let required = written.required.as_ref().filter(|required| *required.get_ref());
+        if let (true, Some(required)) = (sinks.is_empty(), required) {
+            return Err(
+                self.complaint(required.span(), "what is recorded nowhere cannot be required: choose a sink")
+            );
+        }
+        let sync = written.sync.as_ref().filter(|sync| *sync.get_ref());
+        if let Some(sync) = sync
+            && (sinks.first() != Some(&AuditSink::File) || required.is_none())
+        {
+            return Err(self.complaint(
+                sync.span(),
+                "`sync` is for a log that is required, and whose first sink is \"file\"",
+            ));
+        }
+        let usual = Audit::to(sinks);
+        Ok(Audit {
+            path: written.path.map(Spanned::into_inner),
+            socket: written.socket.map(Spanned::into_inner),
+            required: required.is_some(),
+            sync: sync.is_some(),
+            rotate_bytes: written.rotate_bytes.map_or(usual.rotate_bytes, Spanned::into_inner),
+            rotate_days: written.rotate_days.map_or(usual.rotate_days, Spanned::into_inner),
+            keep: written.keep.map_or(usual.keep, Spanned::into_inner),
+            ..usual
+        })
     }
 }
 
@@ -474,7 +555,7 @@ mod tests {
         let found = parse("portreeve.toml", "").unwrap();
         assert_eq!(found.policy, usual_policy());
         assert_eq!(found.uid_base, DEFAULT_UID_BASE);
-        assert!(matches!(found.audit, Audit::Log) && !found.audit_required && found.idle_seconds == 60);
+        assert!(found.audit == Audit::to([AuditSink::Log]) && found.idle_seconds == 60);
         assert!(found.extensions);
         let [line] = found.lines.as_slice() else { panic!("one channel") };
         assert_eq!((line.settings.name.as_str(), line.settings.method), ("qga", Method::VirtioSerial));
@@ -507,8 +588,14 @@ mod tests {
                 [state]
                 directory = "/var/lib/portreeve"
                 [audit]
+                sink = ["file", "journald"]
                 path = "/var/log/portreeve.jsonl"
+                socket = "/run/systemd/journal.guest/socket"
                 required = true
+                sync = true
+                rotate-bytes = 65536
+                rotate-days = 7
+                keep = 30
                 [log]
                 verbose = true
                 file = "/var/log/portreeve.log"
@@ -523,10 +610,20 @@ mod tests {
         )
         .unwrap();
         assert_eq!(
-            (found.uid_base, found.idle_seconds, found.verbose, found.audit_required),
+            (found.uid_base, found.idle_seconds, found.verbose, found.audit.required),
             (2000, 5, true, true)
         );
-        assert!(matches!(&found.audit, Audit::File(path) if path == Path::new("/var/log/portreeve.jsonl")));
+        let audit = Audit {
+            path: Some("/var/log/portreeve.jsonl".into()),
+            socket: Some("/run/systemd/journal.guest/socket".into()),
+            required: true,
+            sync: true,
+            rotate_bytes: 65536,
+            rotate_days: 7,
+            keep: 30,
+            ..Audit::to([AuditSink::File, AuditSink::Journald])
+        };
+        assert_eq!(found.audit, audit);
         assert_eq!(found.state_directory, Some("/var/lib/portreeve".into()));
         assert_eq!(found.log_file, Some("/var/log/portreeve.log".into()));
         let hook = Some("/etc/qemu/fsfreeze-hook".into());
@@ -613,6 +710,23 @@ mod tests {
             wrong("[audit]\nsink = \"syslog\"\npath = \"/x\"\n")
                 .starts_with("portreeve.toml:3: a `path` is for")
         );
+        for (audit, reason) in [
+            (
+                "sink = [\"file\", \"jounrald\"]",
+                "portreeve.toml:2: unknown sink \"jounrald\"; did you mean \"journald\"?",
+            ),
+            ("sink = []", "portreeve.toml:2: a list of sinks has each of them once"),
+            ("sink = [\"off\", \"stderr\"]", "portreeve.toml:2: a list of sinks has each of them once"),
+            ("sink = [\"stderr\", \"stderr\"]", "portreeve.toml:2: a list of sinks has each of them once"),
+            ("sink = [\"syslog\", \"journald\"]", "portreeve.toml:2: the journal has what syslog gets"),
+            ("sink = \"stderr\"\nsocket = \"/x\"", "portreeve.toml:3: a `socket` is for the sinks"),
+            ("sink = \"stderr\"\nkeep = 3", "portreeve.toml:3: only the sink \"file\" is rotated"),
+            ("path = \"/x\"\nrotate-bytes = 9", "portreeve.toml:3: less than 65536 bytes"),
+            ("path = \"/x\"\nsync = true", "portreeve.toml:3: `sync` is for a log that is required"),
+        ] {
+            let said = wrong(&format!("[audit]\n{audit}\n"));
+            assert!(said.starts_with(reason), "{said}");
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf, absolute};
 use std::process::{Command, ExitCode};
@@ -20,11 +19,12 @@ use compile::Bundle;
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use proto::Group;
-use proto::settings::{AuditSink, ChannelSettings, FreezeSettings, Init, Settings};
+use proto::settings::{AuditSettings, ChannelSettings, FreezeSettings, Init, Settings};
 use spawner::{Channel, Descriptors, Method, Plan};
 
+use crate::audit::Audit;
 use crate::say::{Level, log};
-use crate::{daemon, marker, policy, state};
+use crate::{audit, daemon, marker, policy, state};
 
 /// Where the other programs are when they are not beside this one.
 const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
@@ -33,7 +33,6 @@ const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
 };
 
 const SPAWNER: &str = "portreeve-spawner";
-const SYSLOG: &str = "/dev/log";
 
 /// Seconds after which frozen filesystems are thawed by themselves, unless configured: longer than any backup holds them,
 /// shorter than a guest survives being stuck.
@@ -57,7 +56,6 @@ pub(crate) struct Launch {
     pub(crate) lines: Vec<Line>,
     pub(crate) policy: Bundle,
     pub(crate) audit: Audit,
-    pub(crate) audit_required: bool,
     pub(crate) verbose: bool,
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) state_directory: Option<PathBuf>,
@@ -120,16 +118,6 @@ pub(crate) enum Opened {
     Already(OwnedFd),
 }
 
-/// Where audit records go.
-pub(crate) enum Audit {
-    Off,
-    /// The syslog socket if there is one, else nowhere.
-    SyslogIfThere,
-    Syslog,
-    Log,
-    File(PathBuf),
-}
-
 /// Starts the agent. Returns when it could not, or when it has been started as a daemon.
 pub(crate) fn launch(launch: Launch) -> ExitCode {
     if launch.daemon.is_some() && daemon::starter().is_none() {
@@ -174,9 +162,16 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     }
     let state = launch.state_directory.as_deref().map(open_state).transpose()?;
     let marker = launch.state_directory.as_deref().map(marker::open).transpose()?;
-    let (sink, audit) = open_audit(&launch.audit)?;
-    if matches!((&launch.audit, sink), (Audit::SyslogIfThere, AuditSink::Off)) && launch.verbose {
-        log(Level::Info, format_args!("no audit log: there is no {SYSLOG}"));
+    let audit::Opened {
+        settings: audit_settings,
+        file: audit_file,
+        directory: audit_directory,
+        socket,
+        chain,
+        plan: audit_plan,
+    } = audit::open(&launch.audit)?;
+    if launch.audit.if_there && audit_settings.sinks.is_empty() && launch.verbose {
+        log(Level::Info, format_args!("no audit log: there is no syslog"));
     }
     let directory =
         File::open(&executables).map_err(|error| format!("{}: {error}", executables.display()))?;
@@ -188,10 +183,13 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         policy::Compiling::finish,
     );
     let workers = launch.workers(&policy);
-    let boot_id = marker.as_ref().map(|marker| marker.boot_id.clone()).unwrap_or_default();
+    let boot_id = match &marker {
+        Some(marker) => marker.boot_id.clone(),
+        None => marker::boot_id()?,
+    };
     let frozen = marker.as_ref().is_some_and(|marker| marker.frozen);
     // Kept until the exec, which frees it at once.
-    let sealed = Sealed::new(launch.settings(sink, boot_id), policy);
+    let sealed = Sealed::new(launch.settings(audit_settings, boot_id), policy);
     let settings = sealed.encode().map_err(|error| error.to_string())?;
     let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
         .map_err(|error| format!("settings: {error}"))?;
@@ -207,7 +205,10 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     }
 
     let number = |file: Option<BorrowedFd<'_>>| file.map(|file| file.as_raw_fd());
-    let audit = audit.as_ref().map(AsFd::as_fd);
+    let audit = audit_file.as_ref().map(AsFd::as_fd);
+    let audit_directory = audit_directory.as_ref().map(AsFd::as_fd);
+    let audit_socket = socket.as_ref().map(AsFd::as_fd);
+    let chain = chain.as_ref().map(AsFd::as_fd);
     let state = state.as_ref().map(AsFd::as_fd);
     let marker = marker.as_ref().map(|marker| marker.file.as_fd());
     let ready = ready.as_ref().map(AsFd::as_fd);
@@ -221,11 +222,15 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
             settings: settings.as_raw_fd(),
             log: 2,
             audit: number(audit),
+            audit_directory: number(audit_directory),
+            audit_socket: number(audit_socket),
+            chain: number(chain),
             state: number(state),
             marker: number(marker),
             ready: number(ready),
             pid_file: number(pid),
         },
+        audit_file: audit_plan,
         frozen,
         pid_file: pid_file.as_ref().map(|(_, path)| path.clone()),
         name: process_name(&launch.called),
@@ -239,6 +244,9 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         Some(settings.as_fd()),
         Some(plan.as_fd()),
         audit,
+        audit_directory,
+        audit_socket,
+        chain,
         state,
         marker,
         ready,
@@ -268,13 +276,12 @@ impl Launch {
         workers
     }
 
-    fn settings(&self, audit: AuditSink, boot_id: String) -> Settings {
+    fn settings(&self, audit: AuditSettings, boot_id: String) -> Settings {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let inherited = |name: &OsStr| !NOT_INHERITED.iter().any(|not| name == *not);
         Settings {
             channels: self.lines.iter().map(|line| line.settings.clone()).collect(),
             audit,
-            audit_required: self.audit_required,
             verbose: self.verbose,
             time_zone: variable("TZ"),
             os_release: variable("QGA_OS_RELEASE"),
@@ -377,33 +384,6 @@ fn open_state(directory: &Path) -> Result<File, String> {
         log(Level::Warning, warning);
     }
     Ok(file)
-}
-
-fn open_audit(audit: &Audit) -> Result<(AuditSink, Option<OwnedFd>), String> {
-    match audit {
-        Audit::Off => Ok((AuditSink::Off, None)),
-        Audit::Log => Ok((AuditSink::Log, None)),
-        Audit::File(path) => {
-            let file = append(path, OFlag::O_NOFOLLOW)
-                .map_err(|error| format!("cannot open the audit log {}: {error}", path.display()))?;
-            Ok((AuditSink::Descriptor, Some(file.into())))
-        }
-        Audit::Syslog => {
-            let socket = syslog().map_err(|error| format!("cannot reach syslog at {SYSLOG}: {error}"))?;
-            Ok((AuditSink::Syslog, Some(socket)))
-        }
-        Audit::SyslogIfThere => {
-            Ok(syslog().map_or((AuditSink::Off, None), |socket| (AuditSink::Syslog, Some(socket))))
-        }
-    }
-}
-
-fn syslog() -> io::Result<OwnedFd> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(SYSLOG)?;
-    // A log daemon that hangs must not hang the broker.
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
 }
 
 /// Opens a log, for its owner only: it tells what was asked.

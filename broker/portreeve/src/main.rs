@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod audit;
 mod auditor;
 mod call;
 mod configuration;

@@ -29,8 +29,16 @@ pub(crate) struct Marker {
 /// # Errors
 /// A text for the log: it cannot be opened or written.
 pub(crate) fn open(directory: &Path) -> Result<Marker, String> {
+    open_in(directory, &boot_id()?)
+}
+
+/// Names this boot of the kernel.
+///
+/// # Errors
+/// A text for the log: there is no `/proc`.
+pub(crate) fn boot_id() -> Result<String, String> {
     let boot_id = std::fs::read_to_string(BOOT_ID).map_err(|error| format!("{BOOT_ID}: {error}"))?;
-    open_in(directory, boot_id.trim())
+    Ok(boot_id.trim().to_owned())
 }
 
 fn open_in(directory: &Path, boot_id: &str) -> Result<Marker, String> {

@@ -13,7 +13,8 @@ use jail::DEFAULT_UID_BASE;
 use proto::settings::{ChannelSettings, Method};
 use proto::{Dialect, PHOENIX_LEVEL};
 
-use crate::launch::{Audit, Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
+use crate::audit::Audit;
+use crate::launch::{Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
 use crate::say::{out, raw};
 
 const PATH: &str = "/dev/virtio-ports/org.guest-agent.0";
@@ -72,8 +73,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
             allow: Vec::new(),
             block: Vec::new(),
         },
-        audit: Audit::SyslogIfThere,
-        audit_required: false,
+        audit: Audit::to_syslog_if_there(),
         verbose: flags.debug,
         log_file: None,
         state_directory: None,

@@ -17,10 +17,11 @@ use proto::settings::{ChannelSettings, Method};
 use proto::{Dialect, QGA_LEVEL};
 
 use crate::activation::{self, Activated};
+use crate::audit::Audit;
 use crate::daemon;
 use crate::getopt::{Options, Spec, Value};
 use crate::key_file::{KeyFile, LIMIT, escape};
-use crate::launch::{Audit, Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
+use crate::launch::{Freeze, IDLE_SECONDS, Launch, Line, Opened, launch};
 use crate::say::{out, raw};
 
 const VIRTIO_PATH: &str = "/dev/virtio-ports/org.qemu.guest_agent.0";
@@ -125,8 +126,7 @@ fn prepare(called: &OsStr, arguments: &[OsString]) -> Result<Option<Launch>, End
         called: called.to_owned(),
         arguments: arguments.to_vec(),
         lines: vec![line?],
-        audit: Audit::SyslogIfThere,
-        audit_required: false,
+        audit: Audit::to_syslog_if_there(),
         verbose: config.verbose,
         log_file: config.log_file.map(PathBuf::from),
         state_directory: Some(config.state_directory.map_or_else(|| STATE_DIRECTORY.into(), PathBuf::from)),

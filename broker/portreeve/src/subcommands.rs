@@ -254,7 +254,6 @@ fn start(arguments: &[OsString], run: &Run) -> ExitCode {
         lines: configuration.lines,
         policy: Configuration::bundle(configuration.policy),
         audit: configuration.audit,
-        audit_required: configuration.audit_required,
         verbose: configuration.verbose,
         log_file: configuration.log_file,
         state_directory: configuration.state_directory,

@@ -16,6 +16,8 @@ commands! {
     Agent Qga "guest-ping" => Ping(NoArguments) -> Nothing;
     /// Version and commands.
     Agent Qga "guest-info" => Info(NoArguments) -> Info;
+    /// Where the audit log's chain stands.
+    Audit Qga "guest-audit-head" => AuditHead(NoArguments) -> AuditHead, extension true;
     /// The version, as a string.
     Agent Phoenix "ping" => PhoenixPing(NoArguments) -> String;
     /// The names of all commands.
@@ -33,6 +35,15 @@ pub struct Nothing {}
 pub struct Sync {
     /// Any number; it comes back.
     pub id: i64,
+}
+
+/// `guest-audit-head`: the last record of the log, for a witness outside of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct AuditHead {
+    /// Its number.
+    pub sequence: u64,
+    /// Its SHA-256 in lower-case hexadecimal.
+    pub hash: String,
 }
 
 /// `guest-info`.

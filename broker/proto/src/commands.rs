@@ -52,6 +52,8 @@ pub enum Group {
     Hotplug,
     /// Sets passwords and authorized keys.
     Account,
+    /// Reads where the audit log stands.
+    Audit,
 }
 
 impl Group {
@@ -69,6 +71,7 @@ impl Group {
         Group::Clock,
         Group::Hotplug,
         Group::Account,
+        Group::Audit,
     ];
 
     /// As written in a policy.
@@ -86,6 +89,7 @@ impl Group {
             Group::Clock => "clock",
             Group::Hotplug => "hotplug",
             Group::Account => "account",
+            Group::Audit => "audit",
         }
     }
 }
@@ -94,7 +98,7 @@ impl Group {
     /// Whether it can change the guest, so that a use of it is recorded before it is made.
     pub const fn changes(self) -> bool {
         match self {
-            Group::Agent | Group::Query | Group::FileRead | Group::NetQuery => false,
+            Group::Agent | Group::Query | Group::FileRead | Group::NetQuery | Group::Audit => false,
             Group::FileWrite
             | Group::NetChange
             | Group::Exec

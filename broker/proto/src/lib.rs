@@ -12,6 +12,7 @@
 #[macro_use]
 mod commands;
 mod arguments;
+pub mod chain;
 mod failure;
 pub mod limits;
 pub mod message;

@@ -75,6 +75,8 @@ pub struct Welcome {
     pub frozen: bool,
     /// For each command of the channel's dialects: may it be served at all?
     pub verdicts: Vec<(CommandId, bool)>,
+    /// Those answered in front of which the broker is told each time, at once, since each is to be recorded.
+    pub each: Vec<CommandId>,
     /// What `guest-info` and Phoenix's `ping` say.
     pub versions: Vec<(Dialect, String)>,
 }

@@ -50,17 +50,33 @@ pub struct ChannelSettings {
 }
 
 /// Where audit records go.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum AuditSink {
-    /// Nowhere.
-    #[default]
-    Off,
-    /// To the descriptor the broker was born with: a file opened for appending, or a connected socket.
-    Descriptor,
-    /// To the syslog socket the broker was born with, with facility and severity in front.
+    /// To the file that the broker was born with, opened for appending.
+    File,
+    /// To the syslog socket that the broker was born with, with facility and severity in front.
     Syslog,
+    /// To the journal's socket that the broker was born with, with fields.
+    Journald,
     /// To the agent's log.
     Log,
+}
+
+/// The audit log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AuditSettings {
+    /// The first is the log that counts, the others get copies; none: there is no audit log.
+    pub sinks: Vec<AuditSink>,
+    /// Whether a request is refused when its record cannot be written.
+    pub required: bool,
+    /// Whether an intent is on the disk before what it announces begins.
+    pub sync: bool,
+    /// The file's name, without its directory.
+    pub name: String,
+    /// Bytes after which a new file is begun; 0 for never.
+    pub rotate_bytes: u64,
+    /// Seconds after which a new file is begun; 0 for never.
+    pub rotate_seconds: u64,
 }
 
 /// Everything the processes need to know beside the policy.
@@ -69,9 +85,7 @@ pub struct Settings {
     /// The channels; the position is the frontend's instance number.
     pub channels: Vec<ChannelSettings>,
     /// Where audit records go.
-    pub audit: AuditSink,
-    /// Whether a request is refused when its record cannot be written.
-    pub audit_required: bool,
+    pub audit: AuditSettings,
     /// The log shows everything, else errors only.
     pub verbose: bool,
     /// `$TZ` of the agent, for `guest-get-timezone`.
@@ -118,6 +132,6 @@ pub struct FreezeSettings {
     pub hook: Option<Vec<u8>>,
     /// Seconds that one run of it may take.
     pub hook_limit_seconds: u32,
-    /// Names this boot of the kernel, in the file that says whether something is frozen.
+    /// Names this boot of the kernel, in the file that says whether something is frozen and in the audit log.
     pub boot_id: String,
 }

@@ -13,4 +13,4 @@ pub mod plan;
 
 pub use control::{Control, ControlError, Received};
 pub use message::{FromBroker, FromSpawner, Malformed, Reason};
-pub use plan::{Channel, Descriptors, Method, Plan};
+pub use plan::{AuditFile, Channel, Descriptors, Method, Plan};

@@ -6,6 +6,7 @@
 #![cfg_attr(target_env = "gnu", no_main)]
 
 mod channel;
+mod rotate;
 mod start;
 mod supervise;
 mod tell;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use jail::Role;
 use spawner::Plan;
 
+use crate::rotate::Log;
 use crate::start::Program;
 use crate::supervise::{Equipment, Supervisor};
 use crate::tell::{Level, Waiting, log};
@@ -55,6 +57,9 @@ fn run() -> Result<i32, String> {
     jail::sealed::verify(settings.as_fd()).map_err(said("settings"))?;
     let take = |number: Option<RawFd>| number.map(jail::take_fd).transpose();
     let audit = take(descriptors.audit).map_err(said("the audit log"))?;
+    let audit_directory = take(descriptors.audit_directory).map_err(said("the audit log's directory"))?;
+    let audit_socket = take(descriptors.audit_socket).map_err(said("the audit log's socket"))?;
+    let chain = take(descriptors.chain).map_err(said("the audit log's chain"))?;
     let state = take(descriptors.state).map_err(said("the state file"))?;
     let marker = take(descriptors.marker).map_err(said("the marker of frozen filesystems"))?;
     tell::hold(plan.frozen);
@@ -82,7 +87,9 @@ fn run() -> Result<i32, String> {
         null,
         log: log_file,
         settings,
-        audit,
+        audit: audit.map(|file| Log::new(file, audit_directory.zip(plan.audit_file.clone()))),
+        audit_socket,
+        chain,
         state,
         marker,
         network,

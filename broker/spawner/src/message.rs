@@ -25,6 +25,9 @@ const READY: u8 = 7;
 const STOP: u8 = 8;
 const FROZEN: u8 = 9;
 const THAW: u8 = 10;
+const ROTATE: u8 = 11;
+const ROTATED: u8 = 32;
+const KEPT: u8 = 33;
 
 /// What the broker may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,9 @@ pub enum FromBroker {
         /// Whether they are.
         frozen: bool,
     },
+    /// Begin another file of the audit log: the one in use is full or old enough by the plan, or has no name any more. The spawner
+    /// looks by itself. Answered by Rotated or Kept with the same sequence number.
+    Rotate,
     /// End the agent with this exit status, 0 to 255.
     Stop {
         /// Exit status.
@@ -91,6 +97,16 @@ pub enum FromSpawner {
     },
     /// The agent is to end while something is frozen: the broker thaws and then says Stop.
     Thaw,
+    /// Another file of the audit log was begun. It comes along, opened for appending.
+    Rotated {
+        /// What stands behind the name of the file before; 0 if that has no name.
+        number: u32,
+    },
+    /// The audit log's file stays in use.
+    Kept {
+        /// Why: an errno. EPERM: there was no reason for another. EAGAIN: too often, or something is frozen.
+        errno: u32,
+    },
     /// A frontend runs. Two descriptors come along, as with Started.
     Frontend {
         /// The channel's index.
@@ -211,6 +227,7 @@ impl FromBroker {
             Self::Frozen { frozen } => {
                 Fields { operation: FROZEN, value: frozen.into(), ..Fields::default() }
             }
+            Self::Rotate => Fields { operation: ROTATE, ..Fields::default() },
             Self::Stop { status } => Fields { operation: STOP, value: status.into(), ..Fields::default() },
         };
         fields.encode(sequence)
@@ -227,6 +244,7 @@ impl FromBroker {
             KILL => Self::Kill { kind: fields.worker_or_frontend()?, instance: fields.instance },
             READY => Self::Ready,
             FROZEN => Self::Frozen { frozen: fields.value != 0 },
+            ROTATE => Self::Rotate,
             STOP => Self::Stop { status: u8::try_from(fields.value).map_err(|_| Malformed::Field)? },
             other => return Err(Malformed::Operation(other)),
         };
@@ -250,6 +268,8 @@ impl FromSpawner {
                 Fields { operation: EXITED, kind: kind as u8, instance, value: status.cast_unsigned() }
             }
             Self::Thaw => Fields { operation: THAW, ..Fields::default() },
+            Self::Rotated { number } => Fields { operation: ROTATED, value: number, ..Fields::default() },
+            Self::Kept { errno } => Fields { operation: KEPT, value: errno, ..Fields::default() },
             Self::Frontend { channel, pid } => {
                 Fields { operation: FRONTEND, kind: Role::Frontend as u8, instance: channel, value: pid }
             }
@@ -285,7 +305,9 @@ impl FromSpawner {
                 Self::Frontend { channel: instance, pid: fields.value }
             }
             THAW if fields.kind == 0 && instance == 0 && fields.value == 0 => Self::Thaw,
-            THAW => return Err(Malformed::Field),
+            ROTATED if fields.kind == 0 && instance == 0 => Self::Rotated { number: fields.value },
+            KEPT if fields.kind == 0 && instance == 0 => Self::Kept { errno: fields.value },
+            THAW | ROTATED | KEPT => return Err(Malformed::Field),
             other => return Err(Malformed::Operation(other)),
         };
         Ok((sequence, message))
@@ -296,7 +318,8 @@ impl FromSpawner {
     pub const fn descriptors(self) -> usize {
         match self {
             Self::Started { .. } | Self::Frontend { .. } => 2,
-            Self::Refused { .. } | Self::Exited { .. } | Self::Thaw => 0,
+            Self::Rotated { .. } => 1,
+            Self::Refused { .. } | Self::Exited { .. } | Self::Thaw | Self::Kept { .. } => 0,
         }
     }
 }
@@ -318,6 +341,22 @@ mod tests {
         let bytes = message.encode(0);
         assert_eq!(bytes, *b"prv1\0\0\0\0\x05\x02\x09\0\xff\xff\xff\xff");
         assert_eq!(FromSpawner::decode(&bytes), Ok((0, message)));
+    }
+
+    #[test]
+    fn a_rotation_is_asked_for_without_anything_that_the_broker_could_choose() {
+        let bytes = FromBroker::Rotate.encode(9);
+        assert_eq!(bytes, *b"prv1\x09\0\0\0\x0b\0\0\0\0\0\0\0");
+        assert_eq!(FromBroker::decode(&bytes), Ok((9, FromBroker::Rotate)));
+        assert_eq!(
+            FromBroker::decode(b"prv1\x09\0\0\0\x0b\0\0\0\x01\0\0\0"),
+            Err(Malformed::Field),
+            "nor can it say a number"
+        );
+        let rotated = FromSpawner::Rotated { number: 300 };
+        assert_eq!(rotated.encode(9), *b"prv1\x09\0\0\0\x20\0\0\0\x2c\x01\0\0");
+        assert_eq!(FromSpawner::decode(&rotated.encode(9)), Ok((9, rotated)));
+        assert_eq!(rotated.descriptors(), 1);
     }
 
     #[test]

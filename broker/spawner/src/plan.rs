@@ -39,6 +39,8 @@ pub struct Plan {
     pub channels: Vec<Channel>,
     /// What is open already.
     pub descriptors: Descriptors,
+    /// How the audit log's file is exchanged; needs [`Descriptors::audit`] and [`Descriptors::audit_directory`].
+    pub audit_file: Option<AuditFile>,
     /// Whether an earlier agent left filesystems frozen: nothing is written until the broker says that they are thawed.
     pub frozen: bool,
     /// The pid file to remove at the end; needs [`Descriptors::pid_file`]. Absolute.
@@ -47,6 +49,26 @@ pub struct Plan {
     pub name: Vec<u8>,
     /// systemd's `NOTIFY_SOCKET`, as in the environment: a path, or `@` and an abstract name. Empty: nobody to tell.
     pub notify_socket: Vec<u8>,
+}
+
+/// Longest name of an audit log's file in bytes: a dot and ten digits fit behind it into NAME_MAX.
+pub const AUDIT_NAME: usize = 240;
+
+/// How the audit log's file is exchanged. Those that are full are named `NAME.1`, `NAME.2` and so on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditFile {
+    /// Its name in its directory: no slash, at most [`AUDIT_NAME`] bytes.
+    pub name: Vec<u8>,
+    /// Bytes from which on another may be begun; 0 for never.
+    pub rotate_bytes: u64,
+    /// Seconds after which another may be begun; 0 for never.
+    pub rotate_seconds: u64,
+    /// Full ones to keep.
+    pub keep: u32,
+    /// The oldest that is there.
+    pub first: u32,
+    /// What the next gets; at least `first`, from 1.
+    pub next: u32,
 }
 
 /// Where requests come in.
@@ -105,8 +127,14 @@ pub struct Descriptors {
     pub settings: RawFd,
     /// The agent's log; descriptor 2 of the broker. The spawner's own lines go there, too: usually 2.
     pub log: RawFd,
-    /// The audit log; descriptor 5 of the broker.
+    /// The audit log's file; descriptor 5 of the broker.
     pub audit: Option<RawFd>,
+    /// The directory that it is in.
+    pub audit_directory: Option<RawFd>,
+    /// A log daemon's socket for audit records; descriptor 8 of the broker.
+    pub audit_socket: Option<RawFd>,
+    /// Where the audit log's chain stands; descriptor 9 of the broker.
+    pub chain: Option<RawFd>,
     /// The state file; descriptor 6 of the broker.
     pub state: Option<RawFd>,
     /// The file that says whether filesystems are frozen; descriptor 7 of the broker, 5 of the fsfreeze worker.
@@ -222,12 +250,37 @@ impl Plan {
                 }
             }
         }
-        let Descriptors { executables, settings, log, audit, state, marker, ready, pid_file } =
-            self.descriptors;
-        for descriptor in
-            [Some(executables), Some(settings), Some(log), audit, state, marker, ready, pid_file]
-        {
+        let Descriptors {
+            executables,
+            settings,
+            log,
+            audit,
+            audit_directory,
+            audit_socket,
+            chain,
+            state,
+            marker,
+            ready,
+            pid_file,
+        } = self.descriptors;
+        let audits = [audit, audit_directory, audit_socket, chain];
+        let others = [state, marker, ready, pid_file];
+        for descriptor in [executables, settings, log].map(Some).into_iter().chain(audits).chain(others) {
             put_descriptor(&mut out, descriptor)?;
+        }
+        match &self.audit_file {
+            Some(file) => {
+                if !file.is_sound() {
+                    return Err(PlanError::Range("audit log"));
+                }
+                put_text(&mut out, &file.name, AUDIT_NAME, "audit log")?;
+                out.extend(file.rotate_bytes.to_le_bytes());
+                out.extend(file.rotate_seconds.to_le_bytes());
+                for number in [file.keep, file.first, file.next] {
+                    out.extend(number.to_le_bytes());
+                }
+            }
+            None => put_text(&mut out, b"", 0, "audit log")?,
         }
         out.push(self.frozen.into());
         match &self.pid_file {
@@ -268,11 +321,15 @@ impl Plan {
             settings: rest.open_descriptor("settings")?,
             log: rest.open_descriptor("log")?,
             audit: rest.descriptor()?,
+            audit_directory: rest.descriptor()?,
+            audit_socket: rest.descriptor()?,
+            chain: rest.descriptor()?,
             state: rest.descriptor()?,
             marker: rest.descriptor()?,
             ready: rest.descriptor()?,
             pid_file: rest.descriptor()?,
         };
+        let audit_file = rest.audit_file()?;
         let frozen = match rest.u8()? {
             0 => false,
             1 => true,
@@ -284,7 +341,27 @@ impl Plan {
         if !rest.bytes.is_empty() {
             return Err(PlanError::Long);
         }
-        Ok(Self { uid_base, workers, channels, descriptors, frozen, pid_file, name, notify_socket })
+        Ok(Self {
+            uid_base,
+            workers,
+            channels,
+            descriptors,
+            audit_file,
+            frozen,
+            pid_file,
+            name,
+            notify_socket,
+        })
+    }
+}
+
+impl AuditFile {
+    fn is_sound(&self) -> bool {
+        !self.name.is_empty()
+            && !self.name.contains(&b'/')
+            && self.name != b"."
+            && self.name != b".."
+            && (1..=self.next).contains(&self.first)
     }
 }
 
@@ -354,6 +431,21 @@ impl<'a> Rest<'a> {
 
     fn u32(&mut self) -> Result<u32, PlanError> {
         self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, PlanError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn audit_file(&mut self) -> Result<Option<AuditFile>, PlanError> {
+        let name = self.text(AUDIT_NAME, "audit log")?.to_vec();
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let (rotate_bytes, rotate_seconds) = (self.u64()?, self.u64()?);
+        let (keep, first, next) = (self.u32()?, self.u32()?, self.u32()?);
+        let file = AuditFile { name, rotate_bytes, rotate_seconds, keep, first, next };
+        if file.is_sound() { Ok(Some(file)) } else { Err(PlanError::Range("audit log")) }
     }
 
     fn flag(&mut self) -> Result<bool, PlanError> {
@@ -437,11 +529,22 @@ mod tests {
                 settings: 5,
                 log: 2,
                 audit: Some(6),
+                audit_directory: Some(10),
+                audit_socket: Some(11),
+                chain: Some(12),
                 state: None,
                 marker: Some(9),
                 ready: Some(7),
                 pid_file: Some(8),
             },
+            audit_file: Some(AuditFile {
+                name: b"audit.jsonl".to_vec(),
+                rotate_bytes: 1 << 25,
+                rotate_seconds: 0,
+                keep: 10,
+                first: 3,
+                next: 7,
+            }),
             frozen: false,
             pid_file: Some("/run/qemu-ga.pid".into()),
             name: b"qemu-ga".to_vec(),
@@ -461,6 +564,18 @@ mod tests {
         let accepted: Vec<usize> =
             (0..bytes.len()).filter(|length| Plan::decode(&bytes[..*length]).is_ok()).collect();
         assert_eq!(accepted, Vec::<usize>::new());
+    }
+
+    #[test]
+    fn an_audit_log_has_a_name_in_its_own_directory() {
+        for name in ["..", ".", "a/b", "/a"] {
+            let mut wrong = plan();
+            wrong.audit_file.as_mut().expect("it has one").name = name.into();
+            assert!(matches!(wrong.encode(), Err(PlanError::Range("audit log"))), "{name}");
+        }
+        let mut wrong = plan();
+        wrong.audit_file.as_mut().expect("it has one").first = 8;
+        assert!(matches!(wrong.encode(), Err(PlanError::Range("audit log"))));
     }
 
     #[test]

@@ -19,12 +19,12 @@ use std::ptr;
 
 use jail::Role;
 
-/// Descriptors a role can be born with: 0 to 7 (`docs/design.md`).
-pub(crate) const BORN_WITH: usize = 8;
+/// Descriptors a role can be born with: 0 to 9 (`docs/design.md`).
+pub(crate) const BORN_WITH: usize = 10;
 
 /// Where the program and the pipe for a failed exec wait meanwhile; both close at exec.
-const PROGRAM: RawFd = 8;
-const FAILURE: RawFd = 9;
+const PROGRAM: RawFd = 10;
+const FAILURE: RawFd = 11;
 
 /// Above every number that is being filled, so that nothing is overwritten before it was moved.
 const ABOVE: RawFd = 50;

@@ -7,7 +7,7 @@
 //!  broker ends ──► frontends and workers are killed ──► broker again (backoff) ──► frontends on the same channels
 //!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
-//!  SIGTERM, SIGINT, STOP ──► SIGTERM to all, SIGKILL after 1 s, gone after 2 s whatever hangs
+//!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended SIGTERM to all, SIGKILL after 1 s, gone after 2 s
 //!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
 //! ```
 
@@ -22,6 +22,7 @@ use spawner::plan::CHANNELS;
 use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Method, Plan, Reason};
 
 use crate::channel;
+use crate::rotate::Log;
 use crate::start::{BORN_WITH, Birth, Born, Program, control_pair, packet_pair, pipe, start};
 use crate::tell::{self, Level, Waiting, log};
 
@@ -66,7 +67,9 @@ pub(crate) struct Equipment {
     pub(crate) null: OwnedFd,
     pub(crate) log: OwnedFd,
     pub(crate) settings: OwnedFd,
-    pub(crate) audit: Option<OwnedFd>,
+    pub(crate) audit: Option<Log>,
+    pub(crate) audit_socket: Option<OwnedFd>,
+    pub(crate) chain: Option<OwnedFd>,
     pub(crate) state: Option<OwnedFd>,
     pub(crate) marker: Option<OwnedFd>,
     /// The empty network.
@@ -138,17 +141,24 @@ impl Backoff {
     }
 }
 
-struct Allowance {
+/// So many at once, and one more each time a while has passed.
+pub(crate) struct Allowance {
+    most: u32,
+    every: Duration,
     left: u32,
     counted: Instant,
 }
 
 impl Allowance {
-    fn take(&mut self) -> bool {
-        let seconds = self.counted.elapsed().as_secs();
-        if seconds > 0 {
-            let more = u32::try_from(seconds).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(more).min(ALLOWANCE);
+    pub(crate) fn new(most: u32, every: Duration) -> Self {
+        Self { most, every, left: most, counted: Instant::now() }
+    }
+
+    pub(crate) fn take(&mut self) -> bool {
+        let more = self.counted.elapsed().as_nanos().checked_div(self.every.as_nanos()).unwrap_or_default();
+        if more > 0 {
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(more).min(self.most);
             self.counted = Instant::now();
         }
         match self.left.checked_sub(1) {
@@ -204,7 +214,7 @@ impl Supervisor {
             broker: Backoff::new(),
             broker_deaths: 0,
             lines,
-            allowances: std::array::from_fn(|_| Allowance { left: ALLOWANCE, counted: Instant::now() }),
+            allowances: std::array::from_fn(|_| Allowance::new(ALLOWANCE, Duration::from_secs(1))),
             ending: None,
             frozen: plan.frozen,
             thaw_until: None,
@@ -261,7 +271,7 @@ impl Supervisor {
         }
         if self.thaw_until.is_none() {
             self.thaw_until = Some(later(THAW_WITHIN));
-            self.tell(FromSpawner::Thaw, 0, None);
+            self.tell(FromSpawner::Thaw, 0, &[]);
         }
     }
 
@@ -270,15 +280,20 @@ impl Supervisor {
             return;
         }
         self.waiting.stopping();
-        // The broker first: it is to see that this is the end, not that everybody has died.
-        let brokers = self.children.iter().filter(|child| child.role == Role::Broker);
-        let others = self.children.iter().filter(|child| child.role != Role::Broker);
-        for child in brokers.chain(others) {
-            child.signal(libc::SIGTERM);
+        // The broker first: it sees the end of its socket, writes its last record and goes; then the others.
+        self.control = None;
+        if !self.is_running(Role::Broker, 0) {
+            self.terminate();
         }
         self.thaw_until = None;
         let (kill_at, leave_at, thawed_by) = (later(KILL_AFTER), later(LEAVE_AFTER), later(THAWING));
         self.ending = Some(Ending { status, kill_at, leave_at, thawed_by, killed: false });
+    }
+
+    fn terminate(&self) {
+        for child in &self.children {
+            child.signal(libc::SIGTERM);
+        }
     }
 
     fn start_due(&mut self) {
@@ -320,6 +335,8 @@ impl Supervisor {
                 equipment.audit.as_ref().map(AsFd::as_fd),
                 equipment.state.as_ref().map(AsFd::as_fd),
                 equipment.marker.as_ref().map(AsFd::as_fd),
+                equipment.audit_socket.as_ref().map(AsFd::as_fd),
+                equipment.chain.as_ref().map(AsFd::as_fd),
             ];
             let born = start(&equipment.birth(Role::Broker, 0, descriptors)?)?;
             Ok((own, born))
@@ -357,6 +374,8 @@ impl Supervisor {
                 Some(channel.as_fd()),
                 None,
                 None,
+                None,
+                None,
             ];
             let born = start(&equipment.birth(Role::Frontend, instance, descriptors)?)?;
             Ok((broker, log, born))
@@ -365,7 +384,11 @@ impl Supervisor {
             Ok((broker, log, born)) => {
                 let pid = born.pid.unsigned_abs();
                 self.add(Role::Frontend, instance, born);
-                self.tell(FromSpawner::Frontend { channel: instance, pid }, 0, Some((&broker, &log)));
+                self.tell(
+                    FromSpawner::Frontend { channel: instance, pid },
+                    0,
+                    &[broker.as_fd(), log.as_fd()],
+                );
             }
             Err(error) => {
                 let delay = line.frontend.after(Duration::ZERO);
@@ -380,14 +403,14 @@ impl Supervisor {
     fn start_worker(&mut self, kind: Role, instance: u16, sequence: u32) {
         let refuse = |reason| FromSpawner::Refused { kind, instance, reason };
         if !self.equipment.workers.contains(&kind) {
-            return self.tell(refuse(Reason::NotPermitted), sequence, None);
+            return self.tell(refuse(Reason::NotPermitted), sequence, &[]);
         }
         if self.is_running(kind, instance) {
-            return self.tell(refuse(Reason::AlreadyRunning), sequence, None);
+            return self.tell(refuse(Reason::AlreadyRunning), sequence, &[]);
         }
         let allowed = self.allowances.get_mut(usize::from(kind as u8) - 1).is_some_and(Allowance::take);
         if !allowed {
-            return self.tell(refuse(Reason::TooOften), sequence, None);
+            return self.tell(refuse(Reason::TooOften), sequence, &[]);
         }
         let equipment = &self.equipment;
         let started = packet_pair().and_then(|(broker, own)| {
@@ -395,8 +418,8 @@ impl Supervisor {
             let null = Some(equipment.null.as_fd());
             let settings = Some(equipment.settings.as_fd());
             let marker = equipment.marker.as_ref().filter(|_| kind == Role::Fsfreeze).map(AsFd::as_fd);
-            let descriptors =
-                [null, null, Some(log_writer.as_fd()), Some(own.as_fd()), settings, marker, None, None];
+            let (log_writer, own) = (Some(log_writer.as_fd()), Some(own.as_fd()));
+            let descriptors = [null, null, log_writer, own, settings, marker, None, None, None, None];
             let born = start(&equipment.birth(kind, instance, descriptors)?)?;
             Ok((broker, log, born))
         });
@@ -404,11 +427,15 @@ impl Supervisor {
             Ok((broker, log, born)) => {
                 let pid = born.pid.unsigned_abs();
                 self.add(kind, instance, born);
-                self.tell(FromSpawner::Started { kind, instance, pid }, sequence, Some((&broker, &log)));
+                self.tell(
+                    FromSpawner::Started { kind, instance, pid },
+                    sequence,
+                    &[broker.as_fd(), log.as_fd()],
+                );
             }
             Err(error) => {
                 log(Level::Critical, &format_args!("cannot start {kind}: {error}"));
-                self.tell(refuse(Reason::ExecFailed), sequence, None);
+                self.tell(refuse(Reason::ExecFailed), sequence, &[]);
             }
         }
     }
@@ -505,14 +532,31 @@ impl Supervisor {
                 self.frozen = frozen;
                 tell::hold(frozen);
             }
+            FromBroker::Rotate => self.rotate(sequence),
             FromBroker::Stop { status } => self.end(status.into()),
         }
     }
 
+    /// Begins another file of the audit log, if there is a reason to.
+    fn rotate(&mut self, sequence: u32) {
+        let rotated = match &mut self.equipment.audit {
+            // The filesystem may be a frozen one: renaming on it would not return.
+            Some(_) if self.frozen => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Some(log) => log.rotate().and_then(|number| Ok((number, log.as_fd().try_clone_to_owned()?))),
+            None => Err(io::Error::from_raw_os_error(libc::EPERM)),
+        };
+        match rotated {
+            Ok((number, file)) => self.tell(FromSpawner::Rotated { number }, sequence, &[file.as_fd()]),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs();
+                self.tell(FromSpawner::Kept { errno }, sequence, &[]);
+            }
+        }
+    }
+
     /// Sends an event to the broker. One that does not read its socket has lost its use.
-    fn tell(&mut self, event: FromSpawner, sequence: u32, descriptors: Option<(&OwnedFd, &OwnedFd)>) {
+    fn tell(&mut self, event: FromSpawner, sequence: u32, descriptors: &[BorrowedFd<'_>]) {
         let Some(control) = &self.control else { return };
-        let descriptors = descriptors.map(|(socket, log)| [socket.as_fd(), log.as_fd()]);
         if let Err(error) = control.send_event(event, sequence, descriptors) {
             self.lose_broker(Some(&ControlError::Io(error)));
         }
@@ -551,12 +595,14 @@ impl Supervisor {
             if self.ending.is_none() {
                 log(Level::Critical, &format_args!("the broker has ended ({})", Ended(status)));
                 self.broker_has_ended(since.elapsed());
+            } else {
+                self.terminate();
             }
             self.control = None;
             return;
         }
         if !orphan {
-            self.tell(FromSpawner::Exited { kind: role, instance, status }, 0, None);
+            self.tell(FromSpawner::Exited { kind: role, instance, status }, 0, &[]);
         }
         if role == Role::Frontend && self.ending.is_none() && !orphan {
             self.frontend_has_ended(instance, status, since.elapsed());

@@ -656,11 +656,15 @@ impl Setup {
                     settings: 0,
                     log: 2,
                     audit: None,
+                    audit_directory: None,
+                    audit_socket: None,
+                    chain: None,
                     state: None,
                     ready: None,
                     marker: None,
                     pid_file: None,
                 },
+                audit_file: None,
                 frozen: false,
                 pid_file: None,
                 name: b"qemu-ga".to_vec(),
@@ -890,7 +894,7 @@ struct Peer {
 
 impl Peer {
     fn new(received: Received) -> Self {
-        let (socket, log) = received.descriptors.expect("two descriptors come along");
+        let [Some(socket), Some(log)] = received.descriptors else { panic!("two descriptors come along") };
         // It was made not to wait; the test has nothing else to do.
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::empty())).expect("sets");
         Self { socket, log: Some(log) }

@@ -446,7 +446,7 @@ impl Session {
         } else {
             write(self.output.end());
         }
-        self.count(known.id);
+        self.count(known);
         true
     }
 
@@ -522,8 +522,8 @@ impl Session {
         }
     }
 
-    fn count(&mut self, id: CommandId) {
-        self.counted += 1;
+    fn count(&mut self, Known { id, each, .. }: Known) {
+        self.counted = if each { COUNTED } else { self.counted + 1 };
         match self.counts.iter_mut().find(|(counted, _)| *counted == id) {
             Some((_, count)) => *count += 1,
             None => self.counts.push((id, 1)),

@@ -45,6 +45,8 @@ pub(super) struct Known {
     pub(super) permitted: bool,
     /// Answered in front, if permitted.
     pub(super) front: Option<Front>,
+    /// The broker is told of each answer at once.
+    pub(super) each: bool,
 }
 
 /// All of them.
@@ -73,12 +75,13 @@ impl Verdicts {
             }
             let permitted = verdict.unwrap_or(false);
             let front = Front::of(command).filter(|_| permitted);
+            let each = welcome.each.contains(&id);
             let table = match command.dialect {
                 Dialect::Qga => &mut qga,
                 Dialect::Phoenix => &mut phoenix,
             };
             for &name in command.names {
-                table.insert(name.as_bytes(), Known { name, id, permitted, front });
+                table.insert(name.as_bytes(), Known { name, id, permitted, front, each });
             }
         }
         Verdicts {

@@ -45,6 +45,7 @@ pub(crate) fn welcome(dialects: &[Dialect], denied: &[&str]) -> Welcome {
             .filter(|command| !command.extension)
             .map(|command| (command.id(), !denied.contains(&command.name())))
             .collect(),
+        each: Vec::new(),
         versions: vec![
             (Dialect::Qga, proto::QGA_LEVEL.to_owned()),
             (Dialect::Phoenix, proto::PHOENIX_LEVEL.to_owned()),

@@ -24,7 +24,7 @@ pub use policy::{Origin, Outcome, Policy, Rule};
 pub use redaction::{Member, Redaction};
 pub use roots::{ROOTS, Root, roots};
 pub use sealed::{Sealed, SealedError};
-pub use terms::{Exceeded, RunAs, Terms};
+pub use terms::{Exceeded, Record, RunAs, Terms};
 pub use trace::{Considered, consider};
 
 use conditions::Subject;
@@ -205,6 +205,20 @@ pub fn safe_while_frozen(command: &proto::Command) -> bool {
 pub fn is_never_counted(command: &proto::Command) -> bool {
     safe_while_frozen(command)
         || matches!(command.name(), "guest-exec-status" | "guest-file-close" | "file-close")
+}
+
+/// The rule by which each call of `command` is to be recorded, though the frontend answers it by itself.
+pub fn records_each<'a>(
+    policy: &'a Policy,
+    channel: &str,
+    command: &'static proto::Command,
+) -> Option<&'a Origin> {
+    match policy.decide(channel, command, command.group, Known::Command) {
+        Decided::By(Rule {
+            outcome: Outcome::Allow | Outcome::Redact, origin, terms: Some(terms), ..
+        }) if terms.record == Record::Each => Some(origin),
+        _ => None,
+    }
 }
 
 /// The commands of `dialect` that are served by any call at all; for `guest-info` and the frontend.

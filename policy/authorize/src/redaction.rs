@@ -88,7 +88,8 @@ impl Redaction {
                 | agent::Reply::Info(_)
                 | agent::Reply::PhoenixPing(_)
                 | agent::Reply::Commands(_)
-                | agent::Reply::Shutdown(_),
+                | agent::Reply::Shutdown(_)
+                | agent::Reply::AuditHead(_),
             )
             | Reply::File(
                 file::Reply::Open(_)

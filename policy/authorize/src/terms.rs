@@ -30,6 +30,25 @@ pub struct Terms {
     pub clock_step_seconds: Option<u32>,
     /// What is left out of the reply.
     pub redaction: Redaction,
+    /// How it is recorded.
+    pub record: Record,
+}
+
+/// What the audit log has of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Encode, Decode)]
+pub enum Record {
+    /// A record with the arguments; of what the frontend answers by itself only how often.
+    #[default]
+    Usual,
+    /// A digest of the arguments instead of them.
+    Digest,
+    /// A record of each, of what the frontend answers by itself as well.
+    Each,
+}
+
+impl Record {
+    /// Those that are written in a policy.
+    pub const ALL: [(&'static str, Record); 2] = [("digest", Record::Digest), ("each", Record::Each)];
 }
 
 /// What a request would go beyond; worded for the host.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use authorize::{
     Argument, BadPattern, Conditions, Kind, Member, Network, Origin, Outcome, Pattern, PowerMode, Program,
-    Redaction, Rule, RunAs, Terms,
+    Record, Redaction, Rule, RunAs, Terms,
 };
 use proto::{CommandId, Dialect, Group};
 use serde::Deserialize;
@@ -72,6 +72,7 @@ struct Written {
     #[serde(default)]
     program: Vec<Spanned<WrittenProgram>>,
     text: Option<Spanned<String>>,
+    record: Option<Spanned<String>>,
     limits: Option<Spanned<WrittenLimits>>,
     redact: Option<Spanned<WrittenRedaction>>,
 }
@@ -265,11 +266,19 @@ impl Reader<'_> {
         if let (Outcome::Deny, Some(limits)) = (outcome, &written.limits) {
             return Err(self.complaint(limits.span(), "a rule that refuses has no limits"));
         }
+        if let (Outcome::Deny, Some(record)) = (outcome, &written.record) {
+            return Err(self.complaint(record.span(), "what is refused is recorded with its arguments"));
+        }
+        let record = written.record.map(|record| {
+            one_of("record", record.get_ref(), &Record::ALL)
+                .map_err(|why| self.complaint(record.span(), &why))
+        });
         let mut terms = match written.limits {
             Some(limits) => self.limits(limits.into_inner())?,
             None => Terms::default(),
         };
         terms.redaction = redaction.unwrap_or_default();
+        terms.record = record.transpose()?.unwrap_or_default();
         rule.terms = (terms != Terms::default()).then(|| Arc::new(terms));
         rule.text = written.text.map(|text| self.text(text, outcome)).transpose()?;
         Ok(rule)
@@ -384,6 +393,7 @@ impl Reader<'_> {
             freeze_seconds: some(written.freeze_seconds, "no time")?,
             clock_step_seconds: some(written.clock_step_seconds, "no step")?,
             redaction: Redaction::default(),
+            record: Record::default(),
         })
     }
 
@@ -707,7 +717,7 @@ mod tests {
 
     #[test]
     fn limits_and_what_is_left_out_are_read() {
-        let text = "outcome = \"redact\"\n[rule.limits]\nrequest-bytes = 1\nhandle-bytes = 2\nopen-files = 3\n\
+        let text = "outcome = \"redact\"\nrecord = \"digest\"\n[rule.limits]\nrequest-bytes = 1\nhandle-bytes = 2\nopen-files = 3\n\
                     requests-per-second = 4\nrun-seconds = 5\noutput-bytes = 6\nrun-as = \"7:8\"\nfreeze-seconds = 9\n\
                     clock-step-seconds = 10\n[rule.redact]\ninterfaces = [\"veth*\"]\nmountpoints = [\"/var/lib/**\"]\n\
                     users = [\"root\"]\ndisks = [\"/dev/vdb\"]\nmembers = [\"serials\", \"kernel\"]\n";
@@ -730,6 +740,7 @@ mod tests {
             freeze_seconds: Some(9),
             clock_step_seconds: Some(10),
             redaction,
+            record: Record::Digest,
         };
         assert_eq!(*terms, wanted);
     }
@@ -771,6 +782,8 @@ mod tests {
                 "only a rule whose outcome is \"redact\" leaves something out",
             ),
             ("outcome = \"deny\"\n[rule.limits]\nopen-files = 1", "a rule that refuses has no limits"),
+            ("outcome = \"allow\"\nrecord = \"all\"", "unknown record \"all\"; it is one of digest, each"),
+            ("outcome = \"deny\"\nrecord = \"each\"", "what is refused is recorded with its arguments"),
             (
                 "outcome = \"allow\"\n[rule.limits]\nrun-as = \"root\"",
                 "`run-as` is two numbers, user and group, as in \"1000:1000\"",

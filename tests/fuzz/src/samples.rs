@@ -4,7 +4,7 @@ use authorize::{Origin, Outcome, Policy, Rule, Sealed};
 use compile::{Bundle, RpcList, Source};
 use pipe::{Encode, encode_head};
 use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
-use proto::settings::{AuditSink, ChannelSettings, Method, Settings};
+use proto::settings::{AuditSettings, AuditSink, ChannelSettings, Method, Settings};
 use proto::{
     Answer, Denied, Dialect, Failed, Group, NoArguments, Payload, Reply, Request, agent, file, query,
 };
@@ -87,7 +87,7 @@ pub(crate) fn welcome(dialects: &[Dialect]) -> Welcome {
         dialects: dialects.to_vec(),
         peer_cid: None,
     };
-    Welcome { channel, frozen: false, verdicts, versions }
+    Welcome { channel, frozen: false, verdicts, each: vec![proto::CommandId(0)], versions }
 }
 
 fn from_frontend() -> Vec<FromFrontend> {
@@ -192,6 +192,7 @@ fn spawner_messages() -> Vec<Vec<u8>> {
         FromBroker::Start { kind, instance },
         FromBroker::Kill { kind, instance },
         FromBroker::Ready,
+        FromBroker::Rotate,
         FromBroker::Stop { status: 1 },
     ];
     let from_spawner = [
@@ -199,6 +200,8 @@ fn spawner_messages() -> Vec<Vec<u8>> {
         FromSpawner::Refused { kind, instance, reason: Reason::TooOften },
         FromSpawner::Exited { kind, instance, status: 31 },
         FromSpawner::Frontend { channel: 0, pid: 4712 },
+        FromSpawner::Rotated { number: 7 },
+        FromSpawner::Kept { errno: 11 },
     ];
     let one = from_broker.map(|message| message.encode(1).to_vec());
     one.into_iter().chain(from_spawner.map(|message| message.encode(2).to_vec())).collect()
@@ -222,11 +225,22 @@ fn plan() -> Plan {
             settings: 4,
             log: 2,
             audit: Some(5),
+            audit_directory: Some(10),
+            audit_socket: Some(11),
+            chain: Some(12),
             state: Some(6),
             ready: None,
             marker: Some(9),
             pid_file: Some(7),
         },
+        audit_file: Some(spawner::AuditFile {
+            name: b"audit.jsonl".to_vec(),
+            rotate_bytes: 1 << 25,
+            rotate_seconds: 86_400,
+            keep: 10,
+            first: 1,
+            next: 4,
+        }),
         frozen: false,
         pid_file: Some("/run/qemu-ga.pid".into()),
         name: b"qemu-ga".to_vec(),
@@ -237,8 +251,13 @@ fn plan() -> Plan {
 fn settings() -> Settings {
     Settings {
         channels: vec![welcome(&[Dialect::Qga, Dialect::Phoenix]).channel],
-        audit: AuditSink::Descriptor,
-        audit_required: true,
+        audit: AuditSettings {
+            sinks: vec![AuditSink::File, AuditSink::Journald],
+            required: true,
+            name: "audit.jsonl".to_owned(),
+            rotate_bytes: 1 << 25,
+            ..AuditSettings::default()
+        },
         verbose: false,
         time_zone: Some("UTC".to_owned()),
         os_release: None,

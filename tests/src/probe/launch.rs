@@ -12,7 +12,7 @@ use authorize::{Origin, Outcome, Policy, Rule, Sealed};
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use proto::Dialect;
-use proto::settings::{AuditSink, ChannelSettings, Method as Opened, Settings};
+use proto::settings::{AuditSettings, AuditSink, ChannelSettings, Method as Opened, Settings};
 use spawner::{Channel, Descriptors, Method, Plan};
 
 /// `launch FOLDER SPAWNER UID_BASE WORKERS CHANNELS`; the log is descriptor 2.
@@ -43,11 +43,15 @@ pub(crate) fn launch(arguments: &[OsString]) {
             settings: inherited(sealed(&paths)),
             log: 2,
             audit: Some(file("audit")),
+            audit_directory: None,
+            audit_socket: None,
+            chain: Some(file("chain")),
             state: Some(file("state")),
             marker: None,
             ready: None,
             pid_file: None,
         },
+        audit_file: None,
         frozen: false,
         pid_file: None,
         name: Vec::new(),
@@ -77,8 +81,7 @@ fn sealed(channels: &[PathBuf]) -> OwnedFd {
                 peer_cid: None,
             })
             .collect(),
-        audit: AuditSink::Descriptor,
-        audit_required: false,
+        audit: AuditSettings { sinks: vec![AuditSink::File], ..AuditSettings::default() },
         verbose: false,
         time_zone: None,
         os_release: None,

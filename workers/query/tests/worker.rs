@@ -12,7 +12,7 @@ use authorize::{Origin, Outcome, Policy, Rule, Sealed};
 use command_fds::{CommandFdExt, FdMapping};
 use pipe::Pipe;
 use proto::message::{Detail, FromWorker, Hello, Job, ToWorker};
-use proto::settings::{AuditSink, Settings};
+use proto::settings::{AuditSettings, Settings};
 use proto::{Failed, Group, NoArguments, Reply, Request, query};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::{Value, json};
@@ -31,8 +31,7 @@ impl Worker {
     fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings {
             channels: Vec::new(),
-            audit: AuditSink::Off,
-            audit_required: false,
+            audit: AuditSettings::default(),
             verbose: false,
             time_zone: None,
             os_release: None,

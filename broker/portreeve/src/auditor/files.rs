@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use records::{Hash, LONGEST, Line, Lines, Place, Record};
 
 use crate::configuration;
-use crate::launch;
 use crate::terminal::escaped;
 
 /// Files of one log at most: a rotation that keeps more is a mistake, or a trap.
@@ -154,20 +153,12 @@ pub(super) fn unreadable(path: &Path, error: &io::Error) -> String {
 
 /// The file that the agent on this machine writes to.
 pub(super) fn configured_log() -> Result<PathBuf, String> {
-    let elsewhere = |sink: &str| {
-        Err(format!(
-            "the configuration's sink is {sink}, so there is no file: name one, or pipe records in, with - as the file"
-        ))
-    };
-    match configuration::load(None)
+    let audit = configuration::load(None)
         .map_err(|why| format!("name the log's file; the configuration does not: {why}"))?
-        .audit
-    {
-        launch::Audit::File(path) => Ok(path),
-        launch::Audit::Syslog | launch::Audit::SyslogIfThere => elsewhere("syslog"),
-        launch::Audit::Log => elsewhere("stderr"),
-        launch::Audit::Off => elsewhere("off"),
-    }
+        .audit;
+    audit.path.ok_or_else(|| {
+        "no sink of the configuration is a file: name one, or pipe records in, with - as the file".to_owned()
+    })
 }
 
 /// Regular files beside the log whose names go on where its name ends.

@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use pipe::Pipe;
 use proto::file::{self, Request};
 use proto::message::{Detail, FromWorker, Hello, Job, ToWorker};
-use proto::settings::{AuditSink, Settings};
+use proto::settings::{AuditSettings, Settings};
 use proto::{Failed, Group};
 
 /// The id that the worker gets when these tests run as root: the base and the worker's number.
@@ -62,8 +62,7 @@ impl Worker {
     fn with_rules(folder: &Path, base: u32, user: Option<u32>, rules: Vec<Rule>) -> Self {
         let settings = Settings {
             channels: Vec::new(),
-            audit: AuditSink::Off,
-            audit_required: false,
+            audit: AuditSettings::default(),
             verbose: false,
             time_zone: None,
             os_release: None,

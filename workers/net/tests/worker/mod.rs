@@ -16,7 +16,7 @@ use command_fds::{CommandFdExt as _, FdMapping};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use pipe::Pipe;
 use proto::message::{Detail, FromWorker, Hello, Job, ToWorker};
-use proto::settings::{AuditSink, Settings};
+use proto::settings::{AuditSettings, Settings};
 use proto::{Failed, Reply, Request};
 
 /// The reserved numbers that the agent uses by default.
@@ -157,8 +157,7 @@ pub fn origin() -> Origin {
 fn sealed(environment: &[(&str, &str)], rule: Rule) -> OwnedFd {
     let settings = Settings {
         channels: Vec::new(),
-        audit: AuditSink::Off,
-        audit_required: false,
+        audit: AuditSettings::default(),
         verbose: false,
         time_zone: None,
         os_release: None,
