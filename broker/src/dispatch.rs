@@ -95,7 +95,7 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
     let result = work(broker, ask, permitted).await;
     let found = ask.found();
     if let Some(path) = found.as_ref().and_then(|(found, _)| found.path.as_ref()) {
-        asked.iter_mut().for_each(|asked| asked.led_to(path.to_string()));
+        asked.led_to(path.to_string());
     }
     let decided = found.as_ref().map_or(decision, |(_, by)| Decision::by(by));
     let (outcome, decision) = match &result {

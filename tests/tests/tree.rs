@@ -62,7 +62,8 @@ fn each_command_has_a_transcript_among_those_of_its_privilege() {
         texts(&root().join("tests/transcripts").join(privilege.name()), &mut files);
         for command in privilege.commands() {
             let asked = format!("\"execute\":\"{}\"", command.name());
-            let is_asked = |text: &String| text.lines().any(|line| line.starts_with('>') && line.contains(&asked));
+            let is_asked =
+                |text: &String| text.lines().any(|line| line.starts_with('>') && line.contains(&asked));
             if !files.iter().any(|(_, text)| is_asked(text)) {
                 missing.push(format!("tests/transcripts/{}: {}", privilege.name(), command.name()));
             }
