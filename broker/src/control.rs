@@ -47,7 +47,7 @@ impl Spawner {
         match receiver.await {
             Ok(Ok(descriptors)) => Ok(descriptors),
             Ok(Err(reason)) => Err(match reason {
-                Reason::NotPermitted => "the policy in force when the agent started does not need it",
+                Reason::NotPermitted => "the policy in force does not need it",
                 Reason::TooOften => "it has ended too often in the last seconds; try again later",
                 Reason::ExecFailed => "its program could not be executed; reinstall the agent",
                 Reason::AlreadyRunning => "an earlier one hangs and cannot be ended",
@@ -69,6 +69,11 @@ impl Spawner {
     /// Whether filesystems are frozen: while they are the spawner writes nothing, and does not end the agent without thawing.
     pub(crate) fn frozen(&self, frozen: bool) {
         self.send(FromBroker::Frozen { frozen }, 0);
+    }
+
+    /// Whether the policy that was offered under this number is in force.
+    pub(crate) fn reloaded(&self, sequence: u32, accepted: bool) {
+        self.send(FromBroker::Reloaded { accepted }, sequence);
     }
 
     /// Ends the agent.
@@ -108,6 +113,11 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
             Err(ControlError::Closed) => return Ok(()),
             Err(error) => return Err(error.to_string()),
         };
+        if let (FromSpawner::Reload { verdict }, Some(form)) = (received.message, received.file) {
+            let broker = broker.clone();
+            tokio::task::spawn_local(crate::reload::take(broker, received.sequence, verdict, form));
+            continue;
+        }
         let started = broker.control.starting.borrow_mut().remove(&received.sequence);
         match (received.message, received.descriptors) {
             (FromSpawner::Started { .. }, Some(descriptors)) => answer(started, Ok(descriptors)),
@@ -127,7 +137,7 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
                 let broker = broker.clone();
                 tokio::task::spawn_local(async move { crate::freeze::stop(&broker).await });
             }
-            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. }, None) => {
+            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. } | FromSpawner::Reload { .. }, _) => {
                 return Err("the spawner sent no descriptors".to_owned());
             }
         }

@@ -36,7 +36,7 @@ pub(crate) struct Frontends {
 /// A frontend's life, from the spawner's start to its end.
 pub(crate) async fn serve(broker: Rc<Broker>, channel: u16, socket: OwnedFd) {
     let name = format!("frontend {channel}");
-    let Some(settings) = broker.sealed.settings.channels.get(usize::from(channel)).cloned() else {
+    let Some(settings) = broker.settings.channels.get(usize::from(channel)).cloned() else {
         tracing::error!("{name} has no channel in the settings");
         return;
     };
@@ -99,7 +99,7 @@ fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
     if !frontends.greeted.contains(&number) {
         frontends.greeted.push(number);
     }
-    if frontends.greeted.len() == broker.sealed.settings.channels.len() && !frontends.said_ready {
+    if frontends.greeted.len() == broker.settings.channels.len() && !frontends.said_ready {
         frontends.said_ready = true;
         broker.control.ready();
         tokio::task::spawn_local(async {
@@ -123,11 +123,12 @@ pub(crate) fn welcome_again(broker: &Broker) {
 
 fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
     let frozen = broker.freeze.holds();
+    let policy = broker.policy();
     let verdicts = settings
         .dialects
         .iter()
-        .flat_map(|dialect| authorize::served(&broker.sealed.policy, &settings.name, frozen, *dialect))
-        .filter(|(command, _)| broker.sealed.settings.extensions || !command.extension)
+        .flat_map(|dialect| authorize::served(&policy, &settings.name, frozen, *dialect))
+        .filter(|(command, _)| broker.settings.extensions || !command.extension)
         .map(|(command, served)| (command.id(), served))
         .collect();
     let versions = vec![

@@ -627,7 +627,7 @@ impl LoneBroker {
         let (ours, its) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         let (log, _) = std::io::pipe().unwrap();
-        self.control.send_event(event, sequence, Some([its.as_fd(), log.as_fd()])).unwrap();
+        self.control.send_event(event, sequence, &[its.as_fd(), log.as_fd()]).unwrap();
         ours
     }
 
@@ -784,7 +784,7 @@ fn kills_the_worker(broker: &LoneBroker, frontend: &Pipe<FromFrontend, ToFronten
     assert_eq!(broker.next().1, FromBroker::Kill { kind: Role::Query, instance: 0 });
     broker
         .control
-        .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, None)
+        .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, &[])
         .unwrap();
     let proto::Answer::Failed(failed) = answer(frontend) else { panic!("no failure") };
     assert!(failed.text.contains("query worker"), "{failed}");

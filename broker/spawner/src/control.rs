@@ -31,6 +31,8 @@ pub struct Received {
     pub sequence: u32,
     /// The socket's end and the log pipe's reading end, with Started and Frontend.
     pub descriptors: Option<(OwnedFd, OwnedFd)>,
+    /// What came alone, with Reload.
+    pub file: Option<OwnedFd>,
 }
 
 /// Why nothing could be received.
@@ -77,8 +79,11 @@ impl Control {
         if count != message.descriptors() {
             return Err(ControlError::Malformed(Malformed::Descriptors(count)));
         }
-        let [first, second] = descriptors;
-        Ok(Some(Received { message, sequence, descriptors: first.zip(second) }))
+        let (descriptors, file) = match descriptors {
+            [Some(first), Some(second)] => (Some((first, second)), None),
+            [first, second] => (None, first.or(second)),
+        };
+        Ok(Some(Received { message, sequence, descriptors, file }))
     }
 
     /// Sends a message to the spawner. For the broker.
@@ -87,7 +92,7 @@ impl Control {
     /// EAGAIN if the spawner has not read for a long time (the socket's buffer holds hundreds of messages), EPIPE if
     /// it is gone.
     pub fn send(&self, message: FromBroker, sequence: u32) -> io::Result<()> {
-        transmit(self.socket.as_fd(), &message.encode(sequence), None)
+        transmit(self.socket.as_fd(), &message.encode(sequence), &[])
     }
 
     /// Receives one message of the broker. None if there is none now. For the spawner.
@@ -106,8 +111,8 @@ impl Control {
             .map_err(ControlError::Malformed)
     }
 
-    /// Sends a message to the broker, with the socket's end and the log pipe's reading end where it brings them. For the
-    /// spawner.
+    /// Sends a message to the broker, with the descriptors that it brings: the socket's end and the log pipe's reading end, or what
+    /// [`FromSpawner::Reload`] says. For the spawner.
     ///
     /// # Errors
     /// EAGAIN if the broker does not read, EPIPE if it is gone, EINVAL for a wrong number of descriptors.
@@ -115,9 +120,9 @@ impl Control {
         &self,
         message: FromSpawner,
         sequence: u32,
-        descriptors: Option<[BorrowedFd<'_>; MOST]>,
+        descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
-        if descriptors.map_or(0, |pair| pair.len()) != message.descriptors() {
+        if descriptors.len() != message.descriptors() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         transmit(self.socket.as_fd(), &message.encode(sequence), descriptors)
@@ -201,32 +206,33 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(usize, D
     }
 }
 
-fn transmit(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8; LENGTH],
-    descriptors: Option<[BorrowedFd<'_>; MOST]>,
-) -> io::Result<()> {
+fn transmit(socket: BorrowedFd<'_>, bytes: &[u8; LENGTH], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut control = ControlData([0; 64]);
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain numbers and pointers, for which all zero bits mean "none".
     let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    if let Some([first, second]) = descriptors {
-        let numbers = [first.as_raw_fd(), second.as_raw_fd()];
-        let size = libc::c_uint::try_from(size_of_val(&numbers)).map_err(io::Error::other)?;
+    let mut numbers: [RawFd; MOST] = [-1; MOST];
+    for (number, descriptor) in numbers.iter_mut().zip(descriptors) {
+        *number = descriptor.as_raw_fd();
+    }
+    let numbers =
+        numbers.get(..descriptors.len()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    if !numbers.is_empty() {
+        let size = libc::c_uint::try_from(size_of_val(numbers)).map_err(io::Error::other)?;
         header.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
         let (space, length) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
         header.msg_controllen = usize::try_from(space).map_err(io::Error::other)?;
         // SAFETY: msg_control points to 64 aligned bytes of which msg_controllen (24) are used: room for one header and
-        // two numbers, which is where CMSG_FIRSTHDR and CMSG_DATA point.
+        // two numbers, which is where CMSG_FIRSTHDR and CMSG_DATA point; one or two are copied there.
         unsafe {
             let head = libc::CMSG_FIRSTHDR(&raw const header);
             (*head).cmsg_level = libc::SOL_SOCKET;
             (*head).cmsg_type = libc::SCM_RIGHTS;
             (*head).cmsg_len = usize::try_from(length).map_err(io::Error::other)?;
-            libc::CMSG_DATA(head).cast::<[RawFd; MOST]>().write_unaligned(numbers);
+            numbers.as_ptr().cast::<u8>().copy_to_nonoverlapping(libc::CMSG_DATA(head), size_of_val(numbers));
         }
     }
     loop {
@@ -254,6 +260,7 @@ mod tests {
     use jail::Role;
 
     use super::*;
+    use crate::message::Verdict;
 
     fn pair() -> (Control, Control) {
         let mut numbers = [0; 2];
@@ -281,7 +288,7 @@ mod tests {
         let (spawner, broker) = pair();
         let (reader, writer) = pipe();
         let message = FromSpawner::Started { kind: Role::Query, instance: 0, pid: 42 };
-        spawner.send_event(message, 5, Some([reader.as_fd(), writer.as_fd()])).expect("sends");
+        spawner.send_event(message, 5, &[reader.as_fd(), writer.as_fd()]).expect("sends");
         drop((reader, writer));
 
         let received = broker.try_receive().expect("receives").expect("is there");
@@ -292,6 +299,27 @@ mod tests {
         File::from(second).write_all(b"hello").expect("the second one writes");
         let mut text = String::new();
         File::from(first).read_to_string(&mut text).expect("the first one reads");
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_policy_comes_alone() {
+        let (spawner, broker) = pair();
+        let (reader, writer) = pipe();
+        let message = FromSpawner::Reload { verdict: Verdict::Compiled };
+        let both = [reader.as_fd(), writer.as_fd()];
+        assert_eq!(
+            spawner.send_event(message, 3, &both).expect_err("one too many").raw_os_error(),
+            Some(libc::EINVAL)
+        );
+        spawner.send_event(message, 3, &[writer.as_fd()]).expect("sends");
+        drop(writer);
+        let received = broker.try_receive().expect("receives").expect("is there");
+        assert_eq!((received.message, received.sequence), (message, 3));
+        assert!(received.descriptors.is_none());
+        File::from(received.file.expect("came along")).write_all(b"hello").expect("writes");
+        let mut text = String::new();
+        File::from(reader).read_to_string(&mut text).expect("reads: no other copy is left");
         assert_eq!(text, "hello");
     }
 
@@ -314,7 +342,7 @@ mod tests {
         let (spawner, broker) = pair();
         let (reader, writer) = pipe();
         let bytes = FromBroker::Ready.encode(0);
-        transmit(broker.as_fd(), &bytes, Some([reader.as_fd(), writer.as_fd()])).expect("sends");
+        transmit(broker.as_fd(), &bytes, &[reader.as_fd(), writer.as_fd()]).expect("sends");
         let error = spawner.try_receive_request().expect_err("refuses");
         assert!(matches!(error, ControlError::Malformed(Malformed::Descriptors(2))));
         // No copy of the writing end is left: the reader sees the end once ours is closed.
@@ -326,11 +354,11 @@ mod tests {
     fn a_message_that_lacks_its_descriptors_is_refused() {
         let (spawner, broker) = pair();
         let bytes = FromSpawner::Frontend { channel: 0, pid: 1 }.encode(0);
-        transmit(spawner.as_fd(), &bytes, None).expect("sends");
+        transmit(spawner.as_fd(), &bytes, &[]).expect("sends");
         assert!(matches!(broker.try_receive(), Err(ControlError::Malformed(Malformed::Descriptors(0)))));
         let message = FromSpawner::Frontend { channel: 0, pid: 1 };
         assert_eq!(
-            spawner.send_event(message, 0, None).expect_err("not sent").raw_os_error(),
+            spawner.send_event(message, 0, &[]).expect_err("not sent").raw_os_error(),
             Some(libc::EINVAL)
         );
     }

@@ -24,8 +24,8 @@ const LIMIT: usize = 128 * 1024;
 /// Longest path in bytes: PATH_MAX with its final NUL.
 const LONGEST_PATH: usize = 4095;
 
-/// "prvplan1"
-const MAGIC: [u8; 8] = *b"prvplan1";
+/// "prvplan2"
+const MAGIC: [u8; 8] = *b"prvplan2";
 
 /// What the spawner is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +115,9 @@ pub struct Descriptors {
     pub ready: Option<RawFd>,
     /// The pid file, locked by this process (`fcntl(2)`, F_SETLK).
     pub pid_file: Option<RawFd>,
+    /// The program of `portreeve` (O_PATH), which compiles the policy anew when SIGHUP comes. None: SIGHUP ends the agent, as it
+    /// ends qemu-ga.
+    pub command: Option<RawFd>,
 }
 
 /// A plan that cannot be written or read.
@@ -183,13 +186,7 @@ impl Plan {
     pub fn encode(&self) -> Result<Vec<u8>, PlanError> {
         let mut out = MAGIC.to_vec();
         out.extend(self.uid_base.to_le_bytes());
-        let mut workers = 0_u16;
-        for role in &self.workers {
-            if !role.is_worker() {
-                return Err(PlanError::Range("list of workers"));
-            }
-            workers |= bit(*role);
-        }
+        let workers = mask_of(&self.workers).ok_or(PlanError::Range("list of workers"))?;
         out.extend(workers.to_le_bytes());
         if self.channels.is_empty() || self.channels.len() > CHANNELS {
             return Err(PlanError::Range("number of channels"));
@@ -222,10 +219,10 @@ impl Plan {
                 }
             }
         }
-        let Descriptors { executables, settings, log, audit, state, marker, ready, pid_file } =
+        let Descriptors { executables, settings, log, audit, state, marker, ready, pid_file, command } =
             self.descriptors;
         for descriptor in
-            [Some(executables), Some(settings), Some(log), audit, state, marker, ready, pid_file]
+            [Some(executables), Some(settings), Some(log), audit, state, marker, ready, pid_file, command]
         {
             put_descriptor(&mut out, descriptor)?;
         }
@@ -249,12 +246,7 @@ impl Plan {
             return Err(PlanError::Magic);
         }
         let uid_base = rest.u32()?;
-        let mask = rest.u16()?;
-        let workers: Vec<Role> =
-            Role::ALL.into_iter().filter(|role| role.is_worker() && mask & bit(*role) != 0).collect();
-        if workers.iter().fold(0, |all, role| all | bit(*role)) != mask {
-            return Err(PlanError::Range("list of workers"));
-        }
+        let workers = workers_of(rest.u16()?).ok_or(PlanError::Range("list of workers"))?;
         let count = usize::from(rest.u8()?);
         if count == 0 || count > CHANNELS {
             return Err(PlanError::Range("number of channels"));
@@ -272,6 +264,7 @@ impl Plan {
             marker: rest.descriptor()?,
             ready: rest.descriptor()?,
             pid_file: rest.descriptor()?,
+            command: rest.descriptor()?,
         };
         let frozen = match rest.u8()? {
             0 => false,
@@ -286,6 +279,20 @@ impl Plan {
         }
         Ok(Self { uid_base, workers, channels, descriptors, frozen, pid_file, name, notify_socket })
     }
+}
+
+/// A list of workers in one number, a bit for each; None if one of them is no worker.
+#[must_use]
+pub fn mask_of(workers: &[Role]) -> Option<u16> {
+    workers.iter().try_fold(0, |mask, role| role.is_worker().then_some(mask | bit(*role)))
+}
+
+/// The workers of [`mask_of`]; None if a bit stands for something else.
+#[must_use]
+pub fn workers_of(mask: u16) -> Option<Vec<Role>> {
+    let workers: Vec<Role> =
+        Role::ALL.into_iter().filter(|role| role.is_worker() && mask & bit(*role) != 0).collect();
+    (mask_of(&workers) == Some(mask)).then_some(workers)
 }
 
 fn bit(role: Role) -> u16 {
@@ -441,6 +448,7 @@ mod tests {
                 marker: Some(9),
                 ready: Some(7),
                 pid_file: Some(8),
+                command: Some(10),
             },
             frozen: false,
             pid_file: Some("/run/qemu-ga.pid".into()),

@@ -8,7 +8,8 @@ use proto::settings::{AuditSink, ChannelSettings, Method, Settings};
 use proto::{
     Answer, Denied, Dialect, Failed, Group, NoArguments, Payload, Reply, Request, agent, file, query,
 };
-use spawner::{Channel, Descriptors, FromBroker, FromSpawner, Plan, Reason};
+use spawner::reloads::{self, Reloads};
+use spawner::{Channel, Compiled, Descriptors, FromBroker, FromSpawner, Plan, Reason, Verdict};
 
 /// Inputs for the target called `name`, beside the files in `seeds/`.
 pub fn samples(name: &str) -> Vec<Vec<u8>> {
@@ -193,15 +194,22 @@ fn spawner_messages() -> Vec<Vec<u8>> {
         FromBroker::Kill { kind, instance },
         FromBroker::Ready,
         FromBroker::Stop { status: 1 },
+        FromBroker::Frozen { frozen: true },
+        FromBroker::Reloaded { accepted: true },
     ];
     let from_spawner = [
         FromSpawner::Started { kind, instance, pid: 4711 },
         FromSpawner::Refused { kind, instance, reason: Reason::TooOften },
         FromSpawner::Exited { kind, instance, status: 31 },
         FromSpawner::Frontend { channel: 0, pid: 4712 },
+        FromSpawner::Thaw,
+        FromSpawner::Reload { verdict: Verdict::Compiled },
     ];
+    let reloads =
+        Reloads { begun: 2, ended: 1, outcome: reloads::Outcome::Accepted, waits: false, settings: 7 };
     let one = from_broker.map(|message| message.encode(1).to_vec());
-    one.into_iter().chain(from_spawner.map(|message| message.encode(2).to_vec())).collect()
+    let others = [Compiled { workers: 1 << kind as u8 }.encode().to_vec(), reloads.encode().to_vec()];
+    one.into_iter().chain(from_spawner.map(|message| message.encode(2).to_vec())).chain(others).collect()
 }
 
 fn plan() -> Plan {
@@ -226,6 +234,7 @@ fn plan() -> Plan {
             ready: None,
             marker: Some(9),
             pid_file: Some(7),
+            command: Some(8),
         },
         frozen: false,
         pid_file: Some("/run/qemu-ga.pid".into()),

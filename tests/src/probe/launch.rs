@@ -47,6 +47,7 @@ pub(crate) fn launch(arguments: &[OsString]) {
             marker: None,
             ready: None,
             pid_file: None,
+            command: None,
         },
         frozen: false,
         pid_file: None,
