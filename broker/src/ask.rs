@@ -1,10 +1,10 @@
 //! One request under way, between the frontend that brought it and the work that is done for it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use authorize::By;
+use authorize::{By, Policy};
 use proto::chain::Hash;
 use proto::message::{Found, ToFrontend};
 use proto::{Answer, limits};
@@ -30,6 +30,8 @@ pub(crate) struct Ask {
     /// Of the payload that has passed, if its digest is to be recorded, and whether any has.
     digest: RefCell<Option<(Sha256, bool)>>,
     changed: Notify,
+    /// The policy by which it is decided.
+    policy: OnceCell<Rc<Policy>>,
     /// What was found out about it, and the rule that permits it for that.
     found: RefCell<Option<(Found, By)>>,
 }
@@ -56,8 +58,19 @@ impl Ask {
             missing: Cell::new(length.saturating_sub(first.len() as u64)),
             digest: RefCell::new(None),
             changed: Notify::new(),
+            policy: OnceCell::new(),
             found: RefCell::default(),
         }
+    }
+
+    /// It is decided now, by this policy.
+    pub(crate) fn decide_by(&self, policy: Rc<Policy>) -> &Rc<Policy> {
+        self.policy.get_or_init(|| policy)
+    }
+
+    /// By which policy it was decided.
+    pub(crate) fn policy(&self) -> &Rc<Policy> {
+        self.policy.get().expect("nothing is done for what has not been decided")
     }
 
     /// A further piece of the payload has come; false if it was not asked for.

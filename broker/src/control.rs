@@ -53,7 +53,7 @@ impl Spawner {
         match receiver.await {
             Ok(Ok(descriptors)) => Ok(descriptors),
             Ok(Err(reason)) => Err(match reason {
-                Reason::NotPermitted => "the policy in force when the agent started does not need it",
+                Reason::NotPermitted => "the policy in force does not need it",
                 Reason::TooOften => "it has ended too often in the last seconds; try again later",
                 Reason::ExecFailed => "its program could not be executed; reinstall the agent",
                 Reason::AlreadyRunning => "an earlier one hangs and cannot be ended",
@@ -84,6 +84,11 @@ impl Spawner {
     /// Whether filesystems are frozen: while they are the spawner writes nothing, and does not end the agent without thawing.
     pub(crate) fn frozen(&self, frozen: bool) {
         self.send(FromBroker::Frozen { frozen }, 0);
+    }
+
+    /// Whether the policy that was offered under this number is in force.
+    pub(crate) fn reloaded(&self, sequence: u32, accepted: bool) {
+        self.send(FromBroker::Reloaded { accepted }, sequence);
     }
 
     /// Ends the agent.
@@ -151,7 +156,17 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
             (FromSpawner::Kept { errno }, _) => {
                 answer(rotating, Err(Errno::from_raw(i32::try_from(errno).unwrap_or_default())));
             }
-            (FromSpawner::Started { .. } | FromSpawner::Frontend { .. } | FromSpawner::Rotated { .. }, _) => {
+            (FromSpawner::Reload { verdict }, [Some(form), _]) => {
+                let broker = broker.clone();
+                tokio::task::spawn_local(crate::reload::take(broker, received.sequence, verdict, form));
+            }
+            (
+                FromSpawner::Started { .. }
+                | FromSpawner::Frontend { .. }
+                | FromSpawner::Rotated { .. }
+                | FromSpawner::Reload { .. },
+                _,
+            ) => {
                 return Err("the spawner sent no descriptors".to_owned());
             }
         }

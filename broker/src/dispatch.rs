@@ -65,7 +65,8 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
     let file = broker.files.borrow().path_of(&request);
     let mut asked = broker.audit.asked(&ask.channel, &request, file);
     let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
-    let permitted = match authorize(&broker.sealed.policy, asker, request)
+    let policy = ask.decide_by(broker.policy());
+    let permitted = match authorize(policy, asker, request)
         .and_then(|permitted| not_too_often(broker, permitted))
     {
         Ok(permitted) => permitted,
@@ -197,7 +198,7 @@ pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> 
     let done = broker.deadlines.within(limit, async {
         let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
-        running.insert(instance.run(job, limit, &[])).end().await.0
+        running.insert(instance.run(job, ask.policy(), limit, &[])).end().await.0
     });
     match done.await {
         Ok(result) => {
@@ -235,6 +236,11 @@ impl Programs {
         }
     }
 
+    /// The worker that knows of it: after a reload not the one that starts others.
+    fn find(&self, pid: i64) -> Option<Rc<Instance>> {
+        self.0.borrow().get(&pid).cloned()
+    }
+
     fn was_lost(&self, pid: i64) -> bool {
         self.0.borrow().get(&pid).is_some_and(|instance| instance.has_ended())
     }
@@ -243,15 +249,16 @@ impl Programs {
 async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> Result<Work, Failed> {
     let limit = deadline(Privilege::Exec);
     let length = request.input_data.length;
+    // Before there is a worker: one that waits for a host is in nobody's way.
+    let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
     let instance = broker
         .deadlines
         .within(limit, broker.workers.acquire(broker, Role::Exec))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
-    let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
     let mut sent = size(&first);
     let request = exec::Request::Exec(request).into();
-    let running = instance.run(job(ask, request), limit, &first);
+    let running = instance.run(job(ask, request), ask.policy(), limit, &first);
     while sent < length {
         let Some(piece) = ask.next_piece().await else {
             return Err(Failed::new("guest-exec was abandoned before all of its input had come"));
@@ -286,12 +293,16 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
         return Err(Failed::new(format!("PID {pid} does not exist: {why}")));
     }
     let limit = deadline(Privilege::Exec);
-    let instance = broker
-        .deadlines
-        .within(limit, broker.workers.acquire(broker, Role::Exec))
-        .await
-        .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?;
-    let running = instance.run(job(ask, exec::Request::Status(request).into()), limit, &[]);
+    let instance = match broker.programs.find(pid) {
+        Some(instance) => instance,
+        None => broker
+            .deadlines
+            .within(limit, broker.workers.acquire(broker, Role::Exec))
+            .await
+            .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?,
+    };
+    let request = exec::Request::Status(request).into();
+    let running = instance.run(job(ask, request), ask.policy(), limit, &[]);
     let mut total = 0_u64;
     loop {
         match broker.deadlines.within(limit, running.next()).await {

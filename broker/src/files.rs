@@ -221,13 +221,13 @@ pub(crate) async fn work(
         Request::Open(_) | Request::PhoenixOpen(_) => open(broker, ask, request, by).await,
         Request::Read(read) => {
             let file = find(Dialect::Qga, read.handle)?;
-            file.permits(broker, ask, &Request::Read(read))?;
+            file.permits(ask, &Request::Read(read))?;
             file.read(broker, ask, read).await
         }
         Request::Write(write) => {
             let file = find(Dialect::Qga, write.handle)?;
             let request = Request::Write(write.clone());
-            file.permits(broker, ask, &request)?;
+            file.permits(ask, &request)?;
             let total = write.count.unwrap_or(i64::MAX);
             // A count that is no count is the worker's to refuse.
             let bytes = u64::try_from(total).unwrap_or(0).min(write.buf_b64.length);
@@ -253,14 +253,13 @@ pub(crate) async fn work(
             let file = find(Dialect::Qga, handle.handle)?;
             let _one_at_a_time = file.position.lock().await;
             // Whatever closing it says, the number is gone: a failed close is not repeated.
-            let result = file.run(ask, request, Detail::default(), &[]).await;
+            let result = file.close(ask, request).await;
             broker.files.borrow_mut().remove(Dialect::Qga, handle.handle);
-            let (reply, _) = result?;
-            Ok(Work::without_bytes(reply))
+            result.map(|()| Work::without_bytes(Reply::Close(proto::agent::Nothing {})))
         }
         Request::PhoenixRead(handle) => {
             let file = find(Dialect::Phoenix, handle.handle_id)?;
-            file.permits(broker, ask, &request)?;
+            file.permits(ask, &request)?;
             let _one_at_a_time = file.position.lock().await;
             // The worker reads no more than that.
             file.readable(Dialect::Phoenix, 1)?;
@@ -277,7 +276,7 @@ pub(crate) async fn work(
             // Every job says so; the worker closes with the last piece, or when one fails.
             let closes = write.eof;
             let request = Request::PhoenixWrite(write);
-            file.permits(broker, ask, &request)?;
+            file.permits(ask, &request)?;
             let result = file.write(ask, length, length, &request).await;
             // What was refused has not come to the worker, which then has it open.
             if closes && !matches!(result, Err(NotDone::Denied(..))) {
@@ -289,7 +288,7 @@ pub(crate) async fn work(
             // Clients close after the end has closed for them: every number is as good.
             if let Ok(file) = find(Dialect::Phoenix, handle.handle_id) {
                 let _one_at_a_time = file.position.lock().await;
-                let result = file.run(ask, request, Detail::default(), &[]).await;
+                let result = file.close(ask, request).await;
                 broker.files.borrow_mut().remove(Dialect::Phoenix, handle.handle_id);
                 result?;
             }
@@ -333,7 +332,7 @@ async fn at_path(broker: &Rc<Broker>, ask: &Ask, request: &Request, detail: Deta
     let mut again = false;
     loop {
         let instance = acquire(broker, name).await?;
-        let running = instance.run(job(ask, request.clone(), detail.clone()), LIMIT, &[]);
+        let running = instance.run(job(ask, request.clone(), detail.clone()), ask.policy(), LIMIT, &[]);
         running.if_late(Box::new(move |_, instance, result| {
             // Only what is opened has a number.
             if result.is_ok() && key > 0 {
@@ -369,7 +368,7 @@ async fn open(broker: &Rc<Broker>, ask: &Ask, request: Request, by: By) -> Resul
             return Err(refused(&request, nix::errno::Errno::EMFILE).into());
         }
         // Where it is not known yet which rule it will be, the worker says.
-        if !broker.sealed.policy.asks_paths() {
+        if !ask.policy().asks_paths() {
             room(&files, &request, &by)?;
         }
         match dialect {
@@ -427,13 +426,25 @@ fn room(files: &Files, request: &Request, by: &By) -> Result<(), Failed> {
 }
 
 impl OpenFile {
+    /// Whether the worker that has it open may be asked for `request`.
+    fn agrees(&self, ask: &Ask, request: &Request) -> Result<(), NotDone> {
+        self.instance.agrees(&ask.channel, ask.policy(), || request.clone().into())
+    }
+
     /// Whether the policy permits `request`, which reads or writes, where the file is: it may have been opened for something else,
     /// or by another channel.
-    fn permits(&self, broker: &Broker, ask: &Ask, request: &Request) -> Result<(), NotDone> {
-        let Some(Text(path)) = &self.found else { return Ok(()) };
+    fn permits(&self, ask: &Ask, request: &Request) -> Result<(), NotDone> {
+        // Before anything is believed to have been done: a refusal moves no position.
+        self.agrees(ask, request)?;
+        let Some(Text(path)) = &self.found else {
+            // It was opened when nobody asked where it is.
+            let asks_now = self.instance.is_retired() && ask.policy().asks_paths();
+            let why = "the policy in force asks for its path, which was not looked at when it was opened: open it again";
+            return if asks_now { Err(Failed::new(why).into()) } else { Ok(()) };
+        };
         let asker = Asker { channel: &ask.channel, frozen: false };
         let facts = Facts { path: Some(path), uid: None };
-        match decide(&broker.sealed.policy, asker, &request.clone().into(), facts) {
+        match decide(ask.policy(), asker, &request.clone().into(), facts) {
             Ok(_) => Ok(()),
             Err((denied, rule)) => Err(NotDone::Denied(denied, rule)),
         }
@@ -467,7 +478,7 @@ impl OpenFile {
 
     fn start(&self, ask: &Ask, request: Request, mut detail: Detail, payload: &[u8]) -> Running {
         detail.handle = self.key;
-        self.instance.run(job(ask, request, detail), LIMIT, payload)
+        self.instance.run(job(ask, request, detail), ask.policy(), LIMIT, payload)
     }
 
     /// Waits for a job on this file. One that does not end leaves the file busy until it does.
@@ -539,6 +550,15 @@ impl OpenFile {
                 return Ok(written);
             }
         }
+    }
+
+    /// Has it closed, whatever its worker's own policy says of that: a file that nobody can close would be held for ever.
+    async fn close(self: &Rc<Self>, ask: &Ask, request: Request) -> Result<(), NotDone> {
+        if self.agrees(ask, &request).is_err() {
+            self.instance.forget(self.key);
+            return Ok(());
+        }
+        self.run(ask, request, Detail::default(), &[]).await.map(drop)
     }
 
     async fn seek(self: &Rc<Self>, ask: &Ask, mut seek: file::Seek) -> Result<Work, NotDone> {

@@ -120,6 +120,17 @@ impl Freeze {
         }
     }
 
+    /// Waits until nothing is frozen, nor about to be.
+    pub(crate) async fn thawed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if !self.holds() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     fn word(&self) -> Word {
         let Some(marker) = &self.marker else { return Word::default() };
         let mut bytes = [0; 128];
@@ -375,7 +386,9 @@ async fn run(
     let work = broker.deadlines.within(limit, async {
         let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: channel.to_owned(), request: request.into(), detail: Detail::default() };
-        Ok(running.insert(instance.run(job, limit, &[])).end().await.0.map_err(Failed::from))
+        // Nothing is reloaded while this may be asked.
+        let run = instance.run(job, &broker.policy(), limit, &[]);
+        Ok(running.insert(run).end().await.0.map_err(Failed::from))
     });
     let result = work.await;
     let lost = running.as_ref().is_some_and(crate::workers::Running::is_lost);
@@ -446,17 +459,23 @@ pub(crate) async fn attend(broker: Rc<Broker>) {
             tracing::error!("{failed}");
         }
     }
-    if !authorize::may_ever(&broker.sealed.policy, Group::Fsfreeze) {
-        return;
-    }
     // As soon as a host asks for anything: before it can ask for a freeze, and a guest that nobody asks has one process less.
     if !freeze.holds() {
         freeze.wanted.notified().await;
     }
     loop {
+        let reloaded = broker.reloaded.notified();
+        if !authorize::may_ever(&broker.policy(), Group::Fsfreeze) {
+            reloaded.await;
+            continue;
+        }
         if let Ok(instance) = broker.workers.acquire(&broker, Role::Fsfreeze).await {
             instance.hold();
-            instance.ended().await;
+            instance.ended_or_retired().await;
+            instance.release();
+            if instance.is_retired() {
+                continue;
+            }
         }
         tokio::time::sleep(AGAIN).await;
     }

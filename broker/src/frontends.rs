@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use authorize::Origin;
+use authorize::{Origin, Policy};
 use jail::Role;
 use proto::message::{FromFrontend, Hello, ToFrontend, Welcome};
 use proto::settings::ChannelSettings;
@@ -40,7 +40,7 @@ pub(crate) struct Frontends {
 /// A frontend's life, from the spawner's start to its end.
 pub(crate) async fn serve(broker: Rc<Broker>, channel: u16, socket: OwnedFd) {
     let name = format!("frontend {channel}");
-    let Some(settings) = broker.sealed.settings.channels.get(usize::from(channel)).cloned() else {
+    let Some(settings) = broker.settings.channels.get(usize::from(channel)).cloned() else {
         tracing::error!("{name} has no channel in the settings");
         return;
     };
@@ -103,7 +103,7 @@ fn greet(broker: &Broker, number: u16, hello: &Hello) -> Result<(), String> {
     if !frontends.greeted.contains(&number) {
         frontends.greeted.push(number);
     }
-    if frontends.greeted.len() == broker.sealed.settings.channels.len() && !frontends.said_ready {
+    if frontends.greeted.len() == broker.settings.channels.len() && !frontends.said_ready {
         frontends.said_ready = true;
         broker.control.ready();
         tokio::task::spawn_local(async {
@@ -127,14 +127,15 @@ pub(crate) fn welcome_again(broker: &Broker) {
 
 fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
     let frozen = broker.freeze.holds();
+    let policy = broker.policy();
     let verdicts = settings
         .dialects
         .iter()
-        .flat_map(|dialect| authorize::served(&broker.sealed.policy, &settings.name, frozen, *dialect))
-        .filter(|(command, _)| broker.sealed.settings.extensions || !command.extension)
+        .flat_map(|dialect| authorize::served(&policy, &settings.name, frozen, *dialect))
+        .filter(|(command, _)| broker.settings.extensions || !command.extension)
         .map(|(command, served)| (command.id(), served))
         .collect();
-    let each = proto::commands().filter(|command| recorded_each(broker, &settings.name, command).is_some());
+    let each = proto::commands().filter(|command| recorded_each(&policy, &settings.name, command).is_some());
     let each = if broker.audit.is_on() { each.map(Command::id).collect() } else { Vec::new() };
     let versions = vec![
         (Dialect::Qga, proto::QGA_LEVEL.to_owned()),
@@ -143,17 +144,18 @@ fn welcome(broker: &Broker, settings: &ChannelSettings) -> Welcome {
     Welcome { channel: settings.clone(), frozen, verdicts, each, versions }
 }
 
-fn recorded_each<'a>(broker: &'a Broker, channel: &str, command: &'static Command) -> Option<&'a Origin> {
+fn recorded_each<'a>(policy: &'a Policy, channel: &str, command: &'static Command) -> Option<&'a Origin> {
     let in_front = command.group == Group::Agent;
-    in_front.then(|| authorize::records_each(&broker.sealed.policy, channel, command)).flatten()
+    in_front.then(|| authorize::records_each(policy, channel, command)).flatten()
 }
 
 /// Records what a frontend has answered by itself. One at a time where each is to be recorded: told of more, it is only counted.
 fn record(broker: &Broker, channel: &str, counts: &[(CommandId, u32)]) -> Result<(), String> {
+    let policy = broker.policy();
     let mut others = Vec::with_capacity(counts.len());
     for (id, count) in counts {
         let command = proto::commands().nth(usize::from(id.0)).ok_or("an unknown command")?;
-        match recorded_each(broker, channel, command) {
+        match recorded_each(&policy, channel, command) {
             Some(rule) if *count <= EACH => {
                 (0..*count).for_each(|_| broker.audit.answered(channel, command, rule));
             }

@@ -17,14 +17,17 @@ mod logs;
 mod numbers;
 mod outbox;
 mod rates;
+mod reload;
 mod workers;
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use authorize::Sealed;
+use authorize::{Policy, Sealed};
 use jail::{Ground, Role};
+use proto::settings::Settings;
+use tokio::sync::Notify;
 
 pub use audit::{Audit, Descriptors};
 pub use logs::to_stderr as log_to_stderr;
@@ -46,7 +49,11 @@ pub struct Birth {
 
 /// The state that all tasks share.
 pub(crate) struct Broker {
-    pub(crate) sealed: Sealed,
+    /// What was configured at the start.
+    pub(crate) settings: Settings,
+    policy: RefCell<Rc<Policy>>,
+    /// The policy has become another.
+    pub(crate) reloaded: Notify,
     pub(crate) control: control::Spawner,
     pub(crate) audit: Audit,
     pub(crate) deadlines: Rc<deadlines::Deadlines>,
@@ -58,6 +65,13 @@ pub(crate) struct Broker {
     pub(crate) frontends: RefCell<frontends::Frontends>,
     /// What the own jail enforces, for the hello.
     pub(crate) confinement: Vec<(String, String)>,
+}
+
+impl Broker {
+    /// The policy in force; whoever decides by it keeps it until what it decided is done.
+    pub(crate) fn policy(&self) -> Rc<Policy> {
+        self.policy.borrow().clone()
+    }
 }
 
 /// Enters the jail and serves until the spawner closes the control socket.
@@ -80,15 +94,18 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
     for missing in &entered.missing {
         tracing::info!("the broker runs without {missing}");
     }
+    let Sealed { settings, policy, .. } = sealed;
     let broker = Rc::new(Broker {
-        workers: workers::Workers::new(sealed.settings.idle_seconds),
+        workers: workers::Workers::new(settings.idle_seconds),
         files: RefCell::new(files::Files::new(numbers)),
-        freeze: freeze::Freeze::new(marker, &sealed.settings.freeze),
+        freeze: freeze::Freeze::new(marker, &settings.freeze),
         programs: dispatch::Programs::default(),
         rates: rates::Rates::default(),
         frontends: RefCell::default(),
         confinement: entered.report(),
-        sealed,
+        settings,
+        policy: RefCell::new(Rc::new(policy)),
+        reloaded: Notify::new(),
         control: spawner,
         audit,
         deadlines: Rc::default(),
@@ -106,10 +123,10 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
 fn about(broker: &Broker) -> serde_json::Map<String, serde_json::Value> {
     let confinement: std::collections::BTreeMap<_, _> = broker.confinement.iter().cloned().collect();
     let members = serde_json::json!({
-        "boot": broker.sealed.settings.freeze.boot_id,
+        "boot": broker.settings.freeze.boot_id,
         "agent": env!("CARGO_PKG_VERSION"),
         "build": proto::BUILD_ID,
-        "policy": audit::about_policy(&broker.sealed.policy),
+        "policy": audit::about_policy(&broker.policy()),
         "confinement": confinement,
     });
     match members {
@@ -118,12 +135,14 @@ fn about(broker: &Broker) -> serde_json::Map<String, serde_json::Value> {
     }
 }
 
+/// Larger than any sealed form.
+const LIMIT: usize = 16 * 1024 * 1024;
+
 /// Reads settings and policy from the descriptor that the spawner gave.
 ///
 /// # Errors
 /// A text for the log if it is not sealed, or of another build.
 pub fn read_sealed(file: &OwnedFd) -> Result<Sealed, String> {
-    const LIMIT: usize = 16 * 1024 * 1024;
     let bytes =
         jail::sealed::read(file.as_fd(), LIMIT).map_err(|error| format!("settings and policy: {error}"))?;
     Sealed::decode(&bytes).map_err(|error| error.to_string())

@@ -2,6 +2,11 @@
 //!
 //! A worker's messages are hostile input: an answer to a job that it does not have, or anything else out of order,
 //! ends it. A worker that hangs is given up; the jobs of a worker that ends are answered for it.
+//!
+//! A worker keeps the policy that it was born with. When another comes into force it is **retired**: it gets no new work, only what
+//! concerns the files and programs that it holds, and ends when it holds none; at once, with all that it holds, if the new policy has
+//! no use for its kind. Where the retired ones of a kind have taken every place, the oldest gives up its own to the one that the new
+//! policy needs: what is held may wait for ever to be closed, and must not keep a policy from being served.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -9,11 +14,11 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use authorize::{Asker, By, Facts, Origin, decide};
+use authorize::{Asker, By, Facts, Origin, Policy, authorize, decide, may_ever};
 use jail::Role;
 use pipe::Receiver;
 use proto::message::{Found, FromWorker, Hello, Job, ToWorker};
-use proto::{Denied, Failed, PeerFault, Privilege, Reply, limits};
+use proto::{Denied, Failed, Group, PeerFault, Privilege, Reply, Request, limits};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -85,11 +90,17 @@ pub(crate) struct Instance {
     next_job: Cell<u64>,
     changed: Notify,
     state: RefCell<State>,
+    /// What it was born with.
+    policy: Rc<Policy>,
+    /// Another policy is in force.
+    retired: Cell<bool>,
+    /// That policy permits nothing that its kind does.
+    useless: Cell<bool>,
     /// Open files or programs that would be lost with it.
     holds: Cell<usize>,
     idle_since: Cell<Instant>,
-    /// It gets no new jobs but those on what it holds, and ends when there is nothing of that any more.
-    retired: Cell<bool>,
+    /// What it sees is not what there is any more: retired as well.
+    stale: Cell<bool>,
 }
 
 enum State {
@@ -181,9 +192,15 @@ impl Workers {
         let row = row(role);
         loop {
             if let Some(instance) = self.pick(broker, &row) {
-                return instance.when_ready().await.map(|()| instance).map_err(|why| {
-                    Failed::new(format!("the {} worker does not start: {why}", row.role.name()))
-                });
+                match instance.when_ready().await {
+                    Ok(()) => return Ok(instance),
+                    // By the time that it was there it was one of an earlier policy.
+                    Err(_) if instance.is_retired() => continue,
+                    Err(why) => {
+                        let name = row.role.name();
+                        return Err(Failed::new(format!("the {name} worker does not start: {why}")));
+                    }
+                }
             }
             if self.waiting.get() >= WAITING {
                 return Err(Failed::new(format!(
@@ -201,16 +218,32 @@ impl Workers {
     fn pick(&self, broker: &Rc<Broker>, row: &Row) -> Option<Rc<Instance>> {
         let mut instances = self.instances.borrow_mut();
         instances.retain(|instance| !instance.has_ended());
-        let of_kind = || instances.iter().filter(|instance| instance.role == row.role);
+        let of_kind =
+            || instances.iter().filter(|instance| instance.role == row.role && !instance.is_retired());
         if let Some(free) = of_kind().find(|instance| instance.has_room()) {
             return Some(free.clone());
         }
-        if of_kind().filter(|instance| !instance.retired.get()).count() >= usize::from(row.instances) {
+        if of_kind().count() >= usize::from(row.instances) {
             return None;
         }
         let mut numbers = self.numbers.borrow_mut();
-        let number =
-            (0..spawner::message::INSTANCES).find(|number| !numbers.contains(&(row.role, *number)))?;
+        let free = |number: &u16| !numbers.contains(&(row.role, *number));
+        let Some(number) = (0..spawner::message::INSTANCES).find(free) else {
+            // Others may be about to end; only where each of them holds something is there nothing to wait for.
+            let mut living = instances.iter().filter(|instance| instance.role == row.role);
+            if of_kind().next().is_none()
+                && let Some(oldest) = living.next()
+                && living.count() >= usize::from(spawner::message::INSTANCES - 1)
+            {
+                tracing::warn!(
+                    "the oldest {} ends with what it holds: the policy in force needs its place",
+                    oldest.name()
+                );
+                oldest.end(Some("reloads have brought too many policies while it held something".to_owned()));
+                broker.control.kill(oldest.role, oldest.number);
+            }
+            return None;
+        };
         numbers.push((row.role, number));
         let instance = Rc::new(Instance {
             role: row.role,
@@ -221,13 +254,33 @@ impl Workers {
             next_job: Cell::new(1),
             changed: Notify::new(),
             state: RefCell::new(State::Starting),
+            policy: broker.policy(),
+            retired: Cell::new(false),
+            useless: Cell::new(false),
             holds: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
-            retired: Cell::new(false),
+            stale: Cell::new(false),
         });
         instances.push(instance.clone());
         tokio::task::spawn_local(live(broker.clone(), instance.clone()));
         Some(instance)
+    }
+
+    /// The one of its equals that a worker was born with, if there is one; otherwise itself.
+    pub(crate) fn known(&self, policy: Policy) -> Rc<Policy> {
+        let instances = self.instances.borrow();
+        let equal = instances.iter().find(|instance| *instance.policy == policy);
+        equal.map_or_else(|| Rc::new(policy), |instance| instance.policy.clone())
+    }
+
+    /// `policy` is in force: workers that were born with another get nothing new to do.
+    pub(crate) fn retire(&self, policy: &Rc<Policy>) {
+        for instance in self.instances.borrow().iter() {
+            instance.retired.set(!Rc::ptr_eq(&instance.policy, policy));
+            instance.useless.set(!has_use_for(policy, instance.role));
+            instance.changed.notify_waiters();
+        }
+        self.freed.notify_waiters();
     }
 
     /// Waits until no worker of `role` has a job, but not longer than `limit`.
@@ -255,6 +308,16 @@ impl Workers {
     }
 }
 
+/// Whether `policy` permits anything that a worker of `role` does.
+fn has_use_for(policy: &Policy, role: Role) -> bool {
+    // The hook is run where freezing is permitted.
+    let role = if role == Role::Hook { Role::Fsfreeze } else { role };
+    let of_role = |group: Group| {
+        proto::commands().any(|command| command.group == group && role_of(command.privilege) == Some(role))
+    };
+    Group::ALL.iter().any(|group| of_role(*group) && may_ever(policy, *group))
+}
+
 /// Takes a number back when the future that counted it is dropped.
 struct CountDown<'a>(&'a Cell<usize>);
 
@@ -270,12 +333,30 @@ impl Instance {
     }
 
     fn has_room(&self) -> bool {
-        !self.retired.get() && self.jobs.borrow().len() < self.capacity
+        !self.is_retired() && self.jobs.borrow().len() < self.capacity
     }
 
     /// Whether nothing more can be asked of it.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(*self.state.borrow(), State::Ended(_))
+    }
+
+    /// Whether it gets nothing new to do.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.get() || self.stale.get()
+    }
+
+    /// Whether it is retired and has nothing left to do.
+    fn is_done(&self) -> bool {
+        self.is_retired() && self.jobs.borrow().is_empty() && (self.holds.get() == 0 || self.useless.get())
+    }
+
+    /// Something that it had to do has ended.
+    fn did(&self) {
+        self.idle_since.set(Instant::now());
+        if self.is_retired() {
+            self.changed.notify_waiters();
+        }
     }
 
     /// Counts what would be lost with it.
@@ -286,26 +367,14 @@ impl Instance {
     /// Counts down again.
     pub(crate) fn release(&self) {
         self.holds.set(self.holds.get().saturating_sub(1));
-        self.idle_since.set(Instant::now());
-        self.look_at_retired();
+        self.did();
     }
 
-    /// One that is retired ends with the last thing that it has.
-    fn look_at_retired(&self) {
-        if self.retired.get() {
-            self.changed.notify_waiters();
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.jobs.borrow().is_empty() && self.holds.get() == 0
-    }
-
-    /// Waits for its end.
-    pub(crate) async fn ended(&self) {
+    /// Waits for its end, or for another policy.
+    pub(crate) async fn ended_or_retired(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.has_ended() {
+            if self.has_ended() || self.is_retired() {
                 return;
             }
             changed.await;
@@ -334,21 +403,32 @@ impl Instance {
         self.changed.notify_waiters();
     }
 
-    /// Gives it a job, with the piece of payload that belongs to it.
-    pub(crate) fn run(self: &Rc<Self>, job: Job, deadline: Duration, payload: &[u8]) -> Running {
+    /// Gives it a job, with the piece of payload that belongs to it. The worker decides by its own policy, and ends when it is asked
+    /// for what that refuses; so where the job was decided by another, `policy`, its own is asked first.
+    pub(crate) fn run(
+        self: &Rc<Self>,
+        job: Job,
+        policy: &Rc<Policy>,
+        deadline: Duration,
+        payload: &[u8],
+    ) -> Running {
         let id = self.next_job.get();
         self.next_job.set(id + 1);
+        let agreed = self.agrees(&job.channel, policy, || job.request.clone());
         let message = ToWorker::Job(job);
-        if !self.has_ended() {
+        if agreed.is_ok() && !self.has_ended() {
             let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
             self.send(id, deadline_ms, &message, payload);
         }
         let ToWorker::Job(job) = message else { unreachable!("it was made so above") };
         let slot = Rc::new(Slot::new(job));
-        if self.has_ended() {
-            slot.push(Event::Lost(self.lost()));
-        } else {
-            self.jobs.borrow_mut().insert(id, slot.clone());
+        let event = match agreed {
+            Err(not_done) => Some(Event::End(Err(not_done), Vec::new())),
+            Ok(()) => self.has_ended().then(|| Event::Lost(self.lost())),
+        };
+        match event {
+            Some(event) => slot.push(event),
+            None => _ = self.jobs.borrow_mut().insert(id, slot.clone()),
         }
         Running {
             instance: self.clone(),
@@ -357,6 +437,30 @@ impl Instance {
             ended: Cell::new(false),
             lost: Cell::new(false),
             late: Cell::new(None),
+        }
+    }
+
+    /// Whether it may be asked: its own policy permits what was decided by `policy`.
+    ///
+    /// # Errors
+    /// What is answered instead.
+    pub(crate) fn agrees(
+        &self,
+        channel: &str,
+        policy: &Rc<Policy>,
+        request: impl FnOnce() -> Request,
+    ) -> Result<(), NotDone> {
+        if Rc::ptr_eq(policy, &self.policy) {
+            return Ok(());
+        }
+        let (asker, request) = (Asker { channel, frozen: false }, request());
+        let name = request.command().name();
+        match authorize(&self.policy, asker, request) {
+            Ok(_) => Ok(()),
+            Err(_) if self.is_retired() => Err(NotDone::Failed(Failed::new(format!(
+                "{name}: the policy that was in force when this was opened or started does not permit it; open or start it again"
+            )))),
+            Err(refusal) => Err(NotDone::Denied(refusal.denied, refusal.rule)),
         }
     }
 
@@ -385,8 +489,7 @@ impl Instance {
     /// A job has ended.
     fn done(&self, broker: &Broker, id: u64) {
         self.jobs.borrow_mut().remove(&id);
-        self.idle_since.set(Instant::now());
-        self.look_at_retired();
+        self.did();
         broker.workers.freed.notify_waiters();
     }
 
@@ -416,8 +519,8 @@ impl Instance {
             }
             FromWorker::Answer(result, found) => {
                 if found != Found::default() {
-                    let by = slot.decide(broker, &found)?;
-                    self.retired.set(self.retired.get() || found.stale);
+                    let by = slot.decide(&self.policy, &found)?;
+                    self.stale.set(self.stale.get() || found.stale);
                     let by = by.map_err(|(_, rule)| format!("that it did what rule {rule} refuses"))?;
                     slot.found.replace(Some((found, by)));
                 }
@@ -425,7 +528,7 @@ impl Instance {
                 Event::End(result.map_err(NotDone::Failed), payload.to_vec())
             }
             FromWorker::Denied(found) => {
-                let Err((denied, rule)) = slot.decide(broker, &found)? else {
+                let Err((denied, rule)) = slot.decide(&self.policy, &found)? else {
                     return Err("a refusal of what the policy permits".to_owned());
                 };
                 self.done(broker, id);
@@ -465,14 +568,14 @@ impl Slot {
         }
     }
 
-    /// What the policy says of the job by what was found out about it. The worker's word for that is as good as its work: one that
+    /// What the worker's policy says of the job by what was found out about it. The worker's word for that is as good as its work: one that
     /// has been taken over can do what its jail permits, and say what it likes.
-    fn decide(&self, broker: &Broker, found: &Found) -> Result<Result<By, (Denied, Origin)>, String> {
+    fn decide(&self, policy: &Policy, found: &Found) -> Result<Result<By, (Denied, Origin)>, String> {
         if found.path.as_ref().is_some_and(|path| path.0.len() > limits::FOUND_PATH) {
             return Err("a path that is too long".to_owned());
         }
         let asker = Asker { channel: &self.job.channel, frozen: false };
-        Ok(decide(&broker.sealed.policy, asker, &self.job.request, Facts::from(found)))
+        Ok(decide(policy, asker, &self.job.request, Facts::from(found)))
     }
 
     fn push(&self, event: Event) {
@@ -586,6 +689,10 @@ async fn live(broker: Rc<Broker>, instance: Rc<Instance>) {
             if instance.jobs.borrow().is_empty() {
                 instance.end(Some("exit".to_owned()));
             }
+            // Whoever knows of what it holds keeps its socket open, so it sees no end.
+            if instance.holds.get() > 0 {
+                broker.control.kill(instance.role, instance.number);
+            }
         }
     }
     let _ = tokio::time::timeout(LAST_WORDS, async {
@@ -670,11 +777,11 @@ async fn expect_hello(
     }
 }
 
-/// Returns when the worker has had no job and held nothing for as long as was configured, or at once if it is retired.
+/// Returns when the worker has had no job and held nothing for as long as was configured, or is retired and has neither.
 async fn when_idle(instance: &Instance, idle: Option<Duration>) {
     loop {
         let changed = instance.changed.notified();
-        if instance.retired.get() && instance.is_idle() {
+        if instance.is_done() {
             return;
         }
         let Some(idle) = idle else {
@@ -683,7 +790,7 @@ async fn when_idle(instance: &Instance, idle: Option<Duration>) {
         };
         tokio::select! {
             () = tokio::time::sleep_until(instance.idle_since.get() + idle) => {
-                if !instance.is_idle() {
+                if !instance.jobs.borrow().is_empty() || instance.holds.get() > 0 {
                     instance.idle_since.set(Instant::now());
                 } else if instance.idle_since.get().elapsed() >= idle {
                     return;

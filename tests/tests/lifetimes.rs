@@ -62,10 +62,10 @@ fn sigint_ends_the_agent_with_status_0() {
     assert!(time < AT_ONCE, "{time:?}");
 }
 
-// qga/main.c sets no handler for it: the default is to end.
+// qga/main.c sets no handler for it: the default is to end. Under its own name the agent reloads (`reload.rs`).
 #[test]
-fn sighup_ends_the_agent_as_it_ends_qemu_ga() {
-    let mut agent = Agent::run("qga", "qemu-ga");
+fn sighup_ends_the_agent_in_place_of_qemu_ga_as_it_ends_qemu_ga() {
+    let mut agent = Agent::as_qemu_ga(&[]);
     agent.connect().call("guest-get-host-name", json!({}));
     let family = family(&agent);
     signal(agent.pid(), "HUP");

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use compile::{Bundle, Complaint, PRESETS, Source, closest};
@@ -20,6 +19,7 @@ use toml::Spanned;
 
 use crate::audit::Audit;
 use crate::launch::{Freeze, IDLE_SECONDS, Line, Opened};
+use crate::trust;
 
 /// Where it is unless `--config` says otherwise.
 pub(crate) const PATH: &str = "/etc/portreeve/portreeve.toml";
@@ -50,6 +50,8 @@ pub(crate) struct Configuration {
     pub(crate) freeze: Freeze,
     pub(crate) init: Option<Init>,
     pub(crate) clock_step_seconds: u32,
+    /// Keys and values as they are written, without the policy's.
+    pub(crate) values: Vec<(String, String)>,
 }
 
 #[derive(serde::Deserialize, Default)]
@@ -176,11 +178,20 @@ struct WrittenClock {
 /// A text that names file, line and reason.
 pub(crate) fn load(given: Option<&Path>) -> Result<Configuration, String> {
     let path = given.unwrap_or(Path::new(PATH));
-    let text = match read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && given.is_none() => String::new(),
-        other => other.map_err(|error| format!("cannot read {}: {error}", path.display()))?,
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && given.is_none() => None,
+        other => Some(other.map_err(|error| format!("cannot read {}: {error}", path.display()))?),
     };
-    parse(&path.display().to_string(), &text).map_err(|complaint| complaint.to_string())
+    let text = file.map_or(Ok(String::new()), read_open);
+    let text = text.map_err(|reason| format!("{} {reason}", path.display()))?;
+    let mut found = parse(&path.display().to_string(), &text).map_err(|complaint| complaint.to_string())?;
+    // It says which policy is in force: as little as that may it be somebody else's. The agent starts and serves nothing.
+    if !text.is_empty()
+        && let Err(reason) = trust::open(path)
+    {
+        found.policy = vec![unusable(path, reason)];
+    }
+    Ok(found)
 }
 
 impl Configuration {
@@ -203,60 +214,58 @@ pub(crate) fn policy_in_force() -> Vec<Source> {
 pub(crate) fn policy_files(file: &Path) -> Vec<Source> {
     let mut files = vec![file.to_owned()];
     let folder = file.with_extension("d");
-    match fs::read_dir(&folder) {
-        Ok(entries) => {
-            let mut found = Vec::new();
-            for entry in entries {
-                match entry {
-                    Ok(entry) if entry.path().extension().is_some_and(|extension| extension == "toml") => {
-                        found.push(entry.path());
-                    }
-                    Ok(_) => {}
-                    Err(error) => return vec![unreadable(&folder, &error)],
-                }
-            }
-            found.sort();
-            files.extend(found);
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return vec![unreadable(&folder, &error)],
+    match parts(&folder) {
+        Ok(found) => files.extend(found),
+        Err(reason) => return vec![unusable(&folder, reason)],
     }
     files.iter().map(|file| policy_file(file)).collect()
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Source {
-    Source::Unusable { name: path.display().to_string(), reason: format!("cannot be read: {error}") }
+/// The texts in a folder by name; none if there is no folder. Nobody else may be able to add one, or to take one away.
+fn parts(folder: &Path) -> Result<Vec<PathBuf>, String> {
+    let cannot = |error: io::Error| format!("cannot be read: {error}");
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(cannot(error)),
+    };
+    trust::folder(folder)?;
+    trust::folders(folder)?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(cannot)?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn unusable(path: &Path, reason: String) -> Source {
+    Source::Unusable { name: path.display().to_string(), reason }
 }
 
 fn policy_file(path: &Path) -> Source {
-    let name = path.display().to_string();
-    let unusable = |reason: &str| Source::Unusable { name: name.clone(), reason: reason.to_owned() };
-    let open = || File::open(path).and_then(|file| file.metadata().map(|about| (file, about)));
-    let (file, about) = match open() {
-        Ok(opened) => opened,
-        Err(error) => return unreadable(path, &error),
-    };
-    let own = nix::unistd::geteuid().as_raw();
-    if about.uid() != 0 && about.uid() != own {
-        return unusable("belongs to another user than root: chown root");
-    }
-    if about.mode() & 0o022 != 0 {
-        return unusable("can be written by others than its owner: chmod go-w");
-    }
-    match read_open(file) {
-        Ok(text) => Source::File { name, text },
-        Err(error) => unreadable(path, &error),
+    match trust::open(path).and_then(read_open) {
+        Ok(text) => Source::File { name: path.display().to_string(), text },
+        Err(reason) => unusable(path, reason),
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    read_open(File::open(path)?)
-}
-
-fn read_open(file: File) -> io::Result<String> {
-    let mut text = String::new();
-    file.take(LIMIT.saturating_add(1)).read_to_string(&mut text)?;
-    if text.len() as u64 > LIMIT { Err(io::Error::other("larger than 1 MiB")) } else { Ok(text) }
+fn read_open(file: File) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    file.take(LIMIT.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > LIMIT {
+        return Err("cannot be read: it is larger than 1 MiB".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count().saturating_add(1);
+        format!("cannot be read: line {line} is not UTF-8 text")
+    })
 }
 
 fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
@@ -302,7 +311,37 @@ fn parse(file: &str, text: &str) -> Result<Configuration, Complaint> {
         freeze: reader.freeze(document.freeze)?,
         init: document.power.init.map(|init| reader.one_of(&init, "init", &Init::ALL)).transpose()?,
         clock_step_seconds: document.clock.max_step_seconds.unwrap_or(0),
+        values: values(text),
     })
+}
+
+/// The keys of a text that has been understood, those of tables with a dot between, and their values.
+fn values(text: &str) -> Vec<(String, String)> {
+    let mut values = Vec::new();
+    for (key, value) in toml::from_str::<toml::Table>(text).unwrap_or_default() {
+        match value {
+            toml::Value::Table(table) => {
+                values.extend(
+                    table.into_iter().map(|(below, value)| (format!("{key}.{below}"), value.to_string())),
+                );
+            }
+            _ if key == "policy" => {}
+            value => values.push((key, value.to_string())),
+        }
+    }
+    values
+}
+
+/// The keys whose values differ between two of [`Configuration::values`].
+pub(crate) fn changed(before: &[(String, String)], now: &[(String, String)]) -> Vec<String> {
+    let only = |left: &[(String, String)], right: &[(String, String)]| -> Vec<String> {
+        left.iter().filter(|entry| !right.contains(entry)).map(|(key, _)| key.clone()).collect()
+    };
+    let mut keys = only(before, now);
+    keys.extend(only(now, before));
+    keys.sort();
+    keys.dedup();
+    keys
 }
 
 /// The host may look, and freeze for a backup.
@@ -638,6 +677,16 @@ mod tests {
             b.opened,
             Opened::Later(spawner::Method::VsockListen { cid: u32::MAX, port: 1024 })
         ));
+    }
+
+    #[test]
+    fn what_a_reload_does_not_take_over_is_named_when_it_has_changed() {
+        let before = values("policy = \"observe\"\nidle-seconds = 60\n[log]\nverbose = true\n");
+        let now = values(
+            "policy = \"qemu-ga\"\nidle-seconds = 60\n[log]\nverbose = false\n[freeze]\nlimit-seconds = 1\n",
+        );
+        assert_eq!(changed(&before, &now), ["freeze.limit-seconds", "log.verbose"]);
+        assert_eq!(changed(&before, &before), Vec::<String>::new());
     }
 
     #[test]

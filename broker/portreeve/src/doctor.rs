@@ -43,13 +43,26 @@ pub(crate) fn main(pid: Option<u32>, as_json: bool) -> ExitCode {
     ExitCode::from(if whole && !agents.is_empty() { FINE } else { MISSING })
 }
 
+/// The spawners of all agents.
+///
+/// # Errors
+/// A text for who asked.
+pub(crate) fn spawners() -> Result<Vec<u32>, String> {
+    let all = process::all().map_err(|error| format!("cannot read /proc: {error}"))?;
+    Ok(spawners_among(&all))
+}
+
+fn spawners_among(all: &[process::Found]) -> Vec<u32> {
+    all.iter().filter(|found| found.name == "spawner").map(|found| found.pid).collect()
+}
+
 fn look(pid: Option<u32>) -> Result<Vec<Agent>, String> {
     let all = process::all().map_err(|error| format!("cannot read /proc: {error}"))?;
     let init = Namespaces::of_init();
     let spawners: Vec<u32> = match pid {
         Some(pid) if all.iter().any(|found| found.pid == pid) => vec![pid],
         Some(pid) => return Err(format!("there is no process {pid}")),
-        None => all.iter().filter(|found| found.name == "spawner").map(|found| found.pid).collect(),
+        None => spawners_among(&all),
     };
     Ok(spawners
         .into_iter()

@@ -19,7 +19,7 @@ use compile::Bundle;
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use proto::Group;
-use proto::settings::{AuditSettings, ChannelSettings, FreezeSettings, Init, Settings};
+use proto::settings::{AuditSettings, ChannelSettings, Configured, FreezeSettings, Init, Settings};
 use spawner::{Channel, Descriptors, Method, Plan};
 
 use crate::audit::Audit;
@@ -71,6 +71,8 @@ pub(crate) struct Launch {
     pub(crate) clock_step_seconds: u32,
     /// A daemon has a pid file.
     pub(crate) daemon: Option<PathBuf>,
+    /// What a reload reads anew. None: SIGHUP ends the agent, as it ends qemu-ga.
+    pub(crate) configured: Option<Configured>,
 }
 
 /// How freezing is done.
@@ -147,7 +149,7 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     let executables = executables()?;
     let root = nix::unistd::geteuid().is_root();
     let uid_base = if root { launch.uid_base } else { 0 };
-    let compiling = policy::start(&executables, &launch.policy, uid_base);
+    let compiling = policy::start(&executables.join(Role::Compile.executable()), &launch.policy, uid_base);
 
     // The compiler works while this is done.
     let pid_file = match &launch.daemon {
@@ -182,7 +184,12 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         },
         policy::Compiling::finish,
     );
-    let workers = launch.workers(&policy);
+    let channels: Vec<ChannelSettings> = launch.lines.iter().map(|line| line.settings.clone()).collect();
+    let policy = policy::for_channels(policy, &launch.policy, &channels);
+    if policy::is_closed(&policy) {
+        log(Level::Critical, "no policy is in force: nothing but sync, ping and info is served");
+    }
+    let workers = workers(&policy, launch.freeze.hook.is_some());
     let boot_id = match &marker {
         Some(marker) => marker.boot_id.clone(),
         None => marker::boot_id()?,
@@ -193,6 +200,8 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     let settings = sealed.encode().map_err(|error| error.to_string())?;
     let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
         .map_err(|error| format!("settings: {error}"))?;
+
+    let command = launch.configured.as_ref().map(|_| own_program()).transpose()?;
 
     let ready = match launch.daemon {
         Some(_) => Some(daemon::leave().map_err(|error| format!("cannot daemonize: {error}"))?),
@@ -229,6 +238,7 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
             marker: number(marker),
             ready: number(ready),
             pid_file: number(pid),
+            command: number(command.as_ref().map(AsFd::as_fd)),
         },
         audit_file: audit_plan,
         frozen,
@@ -251,6 +261,7 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
         marker,
         ready,
         pid,
+        command.as_ref().map(AsFd::as_fd),
     ];
     for file in others.into_iter().flatten().chain(inherited) {
         fcntl(file, FcntlArg::F_SETFD(FdFlag::empty()))
@@ -267,15 +278,6 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
 }
 
 impl Launch {
-    /// The workers that there is something to do for; others cannot even be started.
-    fn workers(&self, policy: &Policy) -> Vec<Role> {
-        let mut workers = workers(policy);
-        if self.freeze.hook.is_some() && workers.contains(&Role::Fsfreeze) {
-            workers.push(Role::Hook);
-        }
-        workers
-    }
-
     fn settings(&self, audit: AuditSettings, boot_id: String) -> Settings {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let inherited = |name: &OsStr| !NOT_INHERITED.iter().any(|not| name == *not);
@@ -299,6 +301,7 @@ impl Launch {
             },
             init: self.init,
             clock_step_seconds: self.clock_step_seconds,
+            configured: self.configured.clone(),
         }
     }
 
@@ -344,8 +347,8 @@ impl Line {
     }
 }
 
-/// The workers that the policy has something to do for.
-fn workers(policy: &Policy) -> Vec<Role> {
+/// The workers that the policy, and a hook if there is one, have something to do for; others cannot even be started.
+pub(crate) fn workers(policy: &Policy, hook: bool) -> Vec<Role> {
     let of = |role, groups: &[Group]| groups.iter().any(|group| may_ever(policy, *group)).then_some(role);
     [
         of(Role::Query, &[Group::Query]),
@@ -358,10 +361,18 @@ fn workers(policy: &Policy) -> Vec<Role> {
         of(Role::Clock, &[Group::Clock]),
         of(Role::Hotplug, &[Group::Hotplug]),
         of(Role::Account, &[Group::Account]),
+        of(Role::Hook, &[Group::Fsfreeze]).filter(|_| hook),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// This program, to be executed once more by the spawner whatever lies under its name by then.
+fn own_program() -> Result<OwnedFd, String> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    nix::fcntl::open("/proc/self/exe", flags, nix::sys::stat::Mode::empty())
+        .map_err(|error| format!("/proc/self/exe: {error}"))
 }
 
 /// Beside this program when it was built or unpacked, else where the package has put them.
@@ -412,7 +423,7 @@ mod tests {
     fn workers_of(preset: &str) -> Vec<Role> {
         let bundle =
             Bundle { sources: vec![Source::Preset(preset.to_owned())], allow: Vec::new(), block: Vec::new() };
-        workers(&compile::compile(&bundle).unwrap().policy)
+        workers(&compile::compile(&bundle).unwrap().policy, false)
     }
 
     #[test]
@@ -420,7 +431,7 @@ mod tests {
         let all = Role::ALL.into_iter().filter(|role| role.is_worker() && *role != Role::Hook);
         assert_eq!(workers_of("qemu-ga"), all.collect::<Vec<_>>());
         assert_eq!(workers_of("observe"), [Role::Query, Role::Net]);
-        assert_eq!(workers(&Policy::closed("bad")), []);
+        assert_eq!(workers(&Policy::closed("bad"), true), []);
     }
 
     /// Of the workers that are as good as root, and those whose rights only arguments narrow.
@@ -431,6 +442,7 @@ mod tests {
             let sources = vec![Source::File { name: "p.toml".to_owned(), text }];
             workers(
                 &compile::compile(&Bundle { sources, allow: Vec::new(), block: Vec::new() }).unwrap().policy,
+                false,
             )
         };
         let rest = "[[rule]]\noutcome = \"allow\"\n";

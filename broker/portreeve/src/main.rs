@@ -22,10 +22,13 @@ mod phoenix_ga;
 mod policy;
 mod policy_tools;
 mod qemu_ga;
+mod recompile;
+mod reload;
 mod say;
 mod state;
 mod subcommands;
 mod terminal;
+mod trust;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     match Path::new(called).file_name().and_then(OsStr::to_str) {
         Some("qemu-ga") => qemu_ga::main(&arguments),
         Some("phoenix-ga") => phoenix_ga::main(&arguments),
+        Some("portreeve-recompile") => recompile::main(&arguments),
         _ => subcommands::main(&arguments),
     }
 }

@@ -83,6 +83,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         extensions: false,
         init: None,
         clock_step_seconds: 0,
+        configured: None,
         daemon: None,
     })
 }

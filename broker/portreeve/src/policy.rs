@@ -7,17 +7,19 @@
 use std::fs::File;
 use std::io::{self, Seek as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use authorize::Policy;
-use compile::{Bundle, Source};
+use compile::{Bundle, Complaint, Source, closest};
 use jail::Role;
+use proto::settings::ChannelSettings;
 
-use crate::say::{Level, log};
+use crate::say::{Level, log, raw};
 
 /// Largest compiled form in bytes; as for settings and policy together.
-const LIMIT: usize = 16 * 1024 * 1024;
+pub(crate) const LIMIT: usize = 16 * 1024 * 1024;
 
 /// The compiler's exit status for a text that is wrong; it has said so itself.
 const WRONG_TEXT: i32 = 1;
@@ -35,11 +37,11 @@ pub(crate) enum Compiling {
     Done(Policy),
 }
 
-/// Starts the compiler found in `executables`. Its complaints go to our standard error.
+/// Starts the compiler, which is the program at `program`. Its complaints go to our standard error.
 ///
 /// # Errors
 /// A text for the log.
-pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Result<Compiling, String> {
+pub(crate) fn start(program: &Path, bundle: &Bundle, uid_base: u32) -> Result<Compiling, String> {
     if bundle.sources.iter().all(|source| matches!(source, Source::Preset(_))) {
         let compiled = compile::compile(bundle).map_err(|complaint| complaint.to_string())?;
         for warning in &compiled.warnings {
@@ -48,13 +50,13 @@ pub(crate) fn start(executables: &Path, bundle: &Bundle, uid_base: u32) -> Resul
         return Ok(Compiling::Done(compiled.policy));
     }
     let text = bundle.encode().map_err(|error| error.to_string())?;
-    let program = executables.join(Role::Compile.executable());
     let started = || -> io::Result<Compiling> {
         let mut input = File::from(jail::sealed::from_bytes(c"portreeve-policy-text", &text)?);
         // The position is shared with the child, and writing has moved it.
         input.rewind()?;
         let form = jail::sealed::create(c"portreeve-policy")?;
-        let child = Command::new(&program)
+        let child = Command::new(program)
+            .arg0(Role::Compile.executable())
             .arg(uid_base.to_string())
             .arg("0")
             .env_clear()
@@ -78,15 +80,50 @@ impl Compiling {
                 })
             }
         };
-        let policy = policy.unwrap_or_else(|why| {
+        policy.unwrap_or_else(|why| {
             log(Level::Critical, &why);
             Policy::closed(why)
-        });
-        if policy.name() == CLOSED {
-            log(Level::Critical, "no policy is in force: nothing but sync, ping and info is served");
-        }
-        policy
+        })
     }
+}
+
+/// The policy, or a closed one if a rule is for a channel that there is not: it could never match, and a name that is not quite
+/// right may be that of a rule that refuses. The text is only searched for the place to show.
+pub(crate) fn for_channels(policy: Policy, bundle: &Bundle, channels: &[ChannelSettings]) -> Policy {
+    let names = || channels.iter().map(|channel| channel.name.as_str());
+    let stranger = policy.rules().find_map(|rule| {
+        let name = rule.channels.iter().find(|name| !names().any(|known| known == name.as_str()))?;
+        Some((&rule.origin, name))
+    });
+    let Some((origin, name)) = stranger else { return policy };
+    let hint = match closest(name, names()) {
+        Some(meant) => format!("did you mean \"{meant}\"?"),
+        None => format!("there are: {}", names().collect::<Vec<_>>().join(", ")),
+    };
+    let reason = format!("this rule can never match: no channel is called \"{name}\"; {hint}");
+    let text = bundle.sources.iter().find_map(|source| match source {
+        Source::File { name, text } if *name == origin.place => Some(text.as_str()),
+        _ => None,
+    });
+    let text = text.unwrap_or_default();
+    let lines = usize::try_from(origin.line).unwrap_or_default().saturating_sub(1);
+    let rule: usize = text.split_inclusive('\n').take(lines).map(str::len).sum();
+    let quoted = format!("\"{name}\"");
+    let begin =
+        text.get(rule..).and_then(|behind| behind.find(&quoted)).map_or(rule, |at| rule.saturating_add(at));
+    let complaint = Complaint::new(&origin.place, text, begin..begin.saturating_add(quoted.len()), &reason);
+    raw(&complaint);
+    Policy::closed(complaint.summary())
+}
+
+/// Whether it is what there is in place of a policy that is wrong.
+pub(crate) fn is_closed(policy: &Policy) -> bool {
+    policy.name() == CLOSED
+}
+
+/// What is wrong with the policy in whose place it is.
+pub(crate) fn why_closed(policy: &Policy) -> &str {
+    policy.rules().next().map_or("", |rule| &rule.origin.place)
 }
 
 /// The name of [`Policy::closed`].
@@ -104,7 +141,9 @@ mod tests {
 
     #[test]
     fn the_policy_that_serves_nothing_is_known_by_its_name() {
-        assert_eq!(Policy::closed("p.toml:1: bad").name(), CLOSED);
+        let closed = Policy::closed("p.toml:1: bad");
+        assert!(is_closed(&closed));
+        assert_eq!(why_closed(&closed), "p.toml:1: bad");
     }
 
     #[test]

@@ -136,6 +136,7 @@ fn prepare(called: &OsStr, arguments: &[OsString]) -> Result<Option<Launch>, End
         extensions: false,
         init: None,
         clock_step_seconds: 0,
+        configured: None,
         daemon: config.daemon.then(|| config.pid_file.map_or_else(|| PID_FILE.into(), PathBuf::from)),
         policy: Bundle {
             sources: vec![Source::Preset("qemu-ga".to_owned())],

@@ -1,17 +1,19 @@
-//! `portreeve run`, `doctor`, `call`, `audit`: what people type.
+//! `portreeve run`, `reload`, `doctor`, `call`, `audit`: what people type.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{PathBuf, absolute};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use proto::settings::Configured;
 use records::Head;
 
 use crate::configuration::{self, Configuration};
 use crate::launch::{Launch, launch};
 use crate::say::raw;
-use crate::{auditor, call, doctor, policy_tools};
+use crate::{auditor, call, doctor, policy_tools, reload};
 
 /// Keeps the virtio port of a virtual machine: a guest agent that trusts neither the host nor itself.
 #[derive(Parser)]
@@ -33,6 +35,14 @@ enum Subcommands {
                             Example: portreeve run --config /etc/portreeve/portreeve.toml"
     )]
     Run(Run),
+    /// Put the policy in force that is in the files now, without ending anything.
+    #[command(
+        after_help = "The policy is compiled first, with what is wrong shown here; then the agent is sent SIGHUP and waited for. \
+        Channels, open files and running programs stay. Other keys of the configuration need a restart.\n\n\
+        Exit status: 0 in force, 1 refused: the policy in force stays, 2 could not ask, 3 not yet: filesystems are frozen, or it takes longer.\n\n\
+        Example: portreeve reload && portreeve doctor"
+    )]
+    Reload(Reload),
     /// Look at running agents: what each process may do, and what is missing.
     #[command(after_help = "Exit status: 0 fine, 1 something is missing, 2 could not look.\n\n\
                             Example: portreeve doctor --json | jq '.agents[].processes[].role'")]
@@ -195,6 +205,19 @@ struct Doctor {
     json: bool,
 }
 
+/// What `portreeve reload` was given.
+#[derive(Args)]
+pub(crate) struct Reload {
+    /// Process id of a spawner; all agents if not given.
+    pub(crate) pid: Option<u32>,
+    /// Seconds to wait until it is in force.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) timeout: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// What `portreeve call` was given.
 #[derive(Args)]
 pub(crate) struct Call {
@@ -233,6 +256,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
     // clap's own statuses: 0 for help and version, 2 for wrong usage.
     match Portreeve::parse_from(arguments).command {
         Subcommands::Run(run) => start(arguments, &run),
+        Subcommands::Reload(given) => reload::main(&given),
         Subcommands::Doctor(Doctor { pid, json }) => doctor::main(pid, json),
         Subcommands::Call(given) => call::main(&given),
         Subcommands::Audit(given) => auditor::main(given),
@@ -241,6 +265,8 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
 }
 
 fn start(arguments: &[OsString], run: &Run) -> ExitCode {
+    // A reload finds it again whatever the working directory is.
+    let file = run.config.as_deref().map(|path| absolute(path).unwrap_or_else(|_| path.to_owned()));
     let configuration = match configuration::load(run.config.as_deref()) {
         Ok(configuration) => configuration,
         Err(why) => {
@@ -264,6 +290,10 @@ fn start(arguments: &[OsString], run: &Run) -> ExitCode {
         init: configuration.init,
         clock_step_seconds: configuration.clock_step_seconds,
         daemon: None,
+        configured: Some(Configured {
+            file: file.map(|path| path.into_os_string().into_vec()),
+            values: configuration.values,
+        }),
     })
 }
 

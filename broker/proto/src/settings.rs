@@ -104,6 +104,17 @@ pub struct Settings {
     pub init: Option<Init>,
     /// Seconds that one `guest-set-time` may move the clock; 0 for any.
     pub clock_step_seconds: u32,
+    /// What a reload reads anew. None: the agent does not reload.
+    pub configured: Option<Configured>,
+}
+
+/// The configuration file as it was at the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Configured {
+    /// Its path, absolute. None: the usual one, which need not exist.
+    pub file: Option<Vec<u8>>,
+    /// Its keys, tables' with a dot, and their values as text; without the policy's, which a reload takes over.
+    pub values: Vec<(String, String)>,
 }
 
 /// Who process 1 is.

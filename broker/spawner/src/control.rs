@@ -105,7 +105,8 @@ impl Control {
             .map_err(ControlError::Malformed)
     }
 
-    /// Sends a message to the broker, with the descriptors that it brings. For the spawner.
+    /// Sends a message to the broker, with the descriptors that it brings: the socket's end and the log pipe's reading end, or what
+    /// [`FromSpawner::Reload`] and [`FromSpawner::Rotated`] say. For the spawner.
     ///
     /// # Errors
     /// EAGAIN if the broker does not read, EPIPE if it is gone, EINVAL for a wrong number of descriptors.
@@ -206,25 +207,26 @@ fn transmit(socket: BorrowedFd<'_>, bytes: &[u8; LENGTH], descriptors: &[Borrowe
     let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    if !descriptors.is_empty() {
-        let mut numbers = [-1; MOST];
-        for (number, descriptor) in numbers.iter_mut().zip(descriptors) {
-            *number = descriptor.as_raw_fd();
-        }
-        let size = size_of::<RawFd>().saturating_mul(descriptors.len().min(MOST));
-        let size = libc::c_uint::try_from(size).map_err(io::Error::other)?;
+    let mut numbers: [RawFd; MOST] = [-1; MOST];
+    for (number, descriptor) in numbers.iter_mut().zip(descriptors) {
+        *number = descriptor.as_raw_fd();
+    }
+    let numbers =
+        numbers.get(..descriptors.len()).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    if !numbers.is_empty() {
+        let size = libc::c_uint::try_from(size_of_val(numbers)).map_err(io::Error::other)?;
         header.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
         let (space, length) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
         header.msg_controllen = usize::try_from(space).map_err(io::Error::other)?;
-        // SAFETY: msg_control points to 64 aligned bytes: room for one header and two numbers, which is where CMSG_FIRSTHDR and
-        // CMSG_DATA point. Both numbers are written; cmsg_len says how many of them are sent.
+        // SAFETY: msg_control points to 64 aligned bytes of which msg_controllen (24) are used: room for one header and
+        // two numbers, which is where CMSG_FIRSTHDR and CMSG_DATA point; one or two are copied there.
         unsafe {
             let head = libc::CMSG_FIRSTHDR(&raw const header);
             (*head).cmsg_level = libc::SOL_SOCKET;
             (*head).cmsg_type = libc::SCM_RIGHTS;
             (*head).cmsg_len = usize::try_from(length).map_err(io::Error::other)?;
-            libc::CMSG_DATA(head).cast::<[RawFd; MOST]>().write_unaligned(numbers);
+            numbers.as_ptr().cast::<u8>().copy_to_nonoverlapping(libc::CMSG_DATA(head), size_of_val(numbers));
         }
     }
     loop {
@@ -252,6 +254,7 @@ mod tests {
     use jail::Role;
 
     use super::*;
+    use crate::message::Verdict;
 
     fn pair() -> (Control, Control) {
         let mut numbers = [0; 2];
@@ -309,6 +312,27 @@ mod tests {
         let bytes = FromSpawner::Rotated { number: 3 }.encode(0);
         transmit(spawner.as_fd(), &bytes, &[]).expect("sends");
         assert!(matches!(broker.try_receive(), Err(ControlError::Malformed(Malformed::Descriptors(0)))));
+    }
+
+    #[test]
+    fn a_policy_comes_alone() {
+        let (spawner, broker) = pair();
+        let (reader, writer) = pipe();
+        let message = FromSpawner::Reload { verdict: Verdict::Compiled };
+        let both = [reader.as_fd(), writer.as_fd()];
+        assert_eq!(
+            spawner.send_event(message, 3, &both).expect_err("one too many").raw_os_error(),
+            Some(libc::EINVAL)
+        );
+        spawner.send_event(message, 3, &[writer.as_fd()]).expect("sends");
+        drop(writer);
+        let received = broker.try_receive().expect("receives").expect("is there");
+        assert_eq!((received.message, received.sequence), (message, 3));
+        let [Some(file), None] = received.descriptors else { panic!("one came along") };
+        File::from(file).write_all(b"hello").expect("writes");
+        let mut text = String::new();
+        File::from(reader).read_to_string(&mut text).expect("reads: no other copy is left");
+        assert_eq!(text, "hello");
     }
 
     #[test]

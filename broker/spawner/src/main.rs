@@ -12,7 +12,7 @@ mod supervise;
 mod tell;
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ use spawner::Plan;
 
 use crate::rotate::Log;
 use crate::start::Program;
-use crate::supervise::{Equipment, Supervisor};
+use crate::supervise::{Equipment, Reload, Supervisor};
 use crate::tell::{Level, Waiting, log};
 
 jail::main!(spawner);
@@ -39,8 +39,14 @@ fn spawner() -> i32 {
 
 fn run() -> Result<i32, String> {
     let said = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-    let signals = take_signals().map_err(said("cannot take signals"))?;
+    reset_signals();
+    let mut signals =
+        take_signals(&[libc::SIGTERM, libc::SIGINT], None).map_err(said("cannot take signals"))?;
     let plan = read_plan()?;
+    if plan.descriptors.command.is_some() {
+        let all = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+        signals = take_signals(&all, Some(signals)).map_err(said("cannot take SIGHUP"))?;
+    }
     // SAFETY: geteuid has no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
     if root != (plan.uid_base != 0) {
@@ -64,20 +70,30 @@ fn run() -> Result<i32, String> {
     let marker = take(descriptors.marker).map_err(said("the marker of frozen filesystems"))?;
     tell::hold(plan.frozen);
     let ready = take(descriptors.ready).map_err(said("the ready pipe"))?;
+    let command = take(descriptors.command).map_err(said("the command"))?;
+    let reloads = command.as_ref().map(|_| jail::sealed::create(spawner::reloads::NAME)).transpose();
+    let reloads = reloads.map_err(said("a memory file"))?;
     let pid_file = take(descriptors.pid_file).map_err(said("the pid file"))?.zip(plan.pid_file.clone());
 
     let network = if root { empty_network() } else { None };
+    // With one of these there is no filter: the administrator's and the distribution's programs descend from us and would inherit it.
+    let filtered = root && ![Role::Exec, Role::Account, Role::Hook].iter().any(|role| plan.permits(*role));
     if !root {
         log(
             Level::Message,
             &format_args!("not started by root: no uid separation, no namespaces, no filter on the spawner"),
         );
-    } else if ![Role::Exec, Role::Account, Role::Hook].iter().any(|role| plan.permits(*role)) {
-        // With one of these there is none: the administrator's and the distribution's programs descend from us and would
-        // inherit it.
+    } else if filtered {
         jail::seccomp::irrevocably_filter_spawner().map_err(said("cannot filter the spawner"))?;
     }
     let programs = open_programs(&plan, &directory)?;
+    let reload = match command.zip(reloads) {
+        Some((command, reloads)) => {
+            let compiler = open_program(&directory, Role::Compile)?;
+            Some(Reload::new(Program::of(command, c"portreeve-recompile"), compiler, filtered, reloads))
+        }
+        None => None,
+    };
     let null = open_null().map_err(said("/dev/null"))?;
 
     let equipment = Equipment {
@@ -96,7 +112,7 @@ fn run() -> Result<i32, String> {
         signals,
     };
     let waiting = Waiting::new(ready, plan.notify_socket.clone());
-    let status = Supervisor::new(plan, equipment, waiting).map(Supervisor::run);
+    let status = Supervisor::new(plan, equipment, waiting, reload).map(Supervisor::run);
     if let Some((file, path)) = pid_file {
         remove_pid_file(file, &path);
     }
@@ -114,31 +130,40 @@ fn read_plan() -> Result<Plan, String> {
     Plan::unseal(&file).map_err(|error| error.to_string())
 }
 
-/// Sets every disposition to its default and turns SIGTERM and SIGINT into a descriptor.
+/// Sets every disposition to its default.
 ///
 /// An inherited SIG_IGN for SIGCHLD would let the kernel collect our children behind our back, and whatever is
 /// ignored here would stay ignored in every child, exec or not. SIGPIPE stays ignored, as `jail::main!` has set it.
-fn take_signals() -> io::Result<OwnedFd> {
+fn reset_signals() {
     for signal in 1..=64 {
         if signal != libc::SIGPIPE {
             // SAFETY: SIG_DFL is no function of ours. It fails for SIGKILL, SIGSTOP and libc's own signals, which have no other.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
+}
+
+/// Turns these signals into a descriptor: `known`, if there is one already.
+fn take_signals(signals: &[libc::c_int], known: Option<OwnedFd>) -> io::Result<OwnedFd> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let number = known.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: sigemptyset fills the set before the others use it; all of them are given live locals, and there is one thread.
-    unsafe {
+    let result = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
         if libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }
-        let number = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if number < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(number))
+        libc::signalfd(number, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    match known {
+        _ if result < 0 => Err(io::Error::last_os_error()),
+        // The same number: the set behind it is another.
+        Some(known) => Ok(known),
+        // SAFETY: the kernel has just made it for us.
+        None => Ok(unsafe { OwnedFd::from_raw_fd(result) }),
     }
 }
 
@@ -180,17 +205,24 @@ fn empty_network() -> Option<OwnedFd> {
     empty.ok()
 }
 
+/// Opens what the plan permits. Where the policy can be reloaded, whatever else is installed, too: programs of one build belong
+/// together, and by the next reload others may lie there.
 fn open_programs(plan: &Plan, directory: &OwnedFd) -> Result<Vec<(Role, Program)>, String> {
-    let owner = std::fs::metadata("/proc/self/exe").map_or(0, |metadata| metadata.uid());
     let mut programs = Vec::with_capacity(Role::ALL.len());
     for role in Role::ALL {
         if matches!(role, Role::Broker | Role::Frontend) || plan.permits(role) {
-            let program = Program::open(directory, role, owner)
-                .map_err(|error| format!("cannot open {}: {error}", role.executable()))?;
-            programs.push((role, program));
+            programs.push((role, open_program(directory, role)?));
+        } else if role.is_worker() && plan.descriptors.command.is_some() {
+            programs.extend(open_program(directory, role).ok().map(|program| (role, program)));
         }
     }
     Ok(programs)
+}
+
+fn open_program(directory: &OwnedFd, role: Role) -> Result<Program, String> {
+    let owner = std::fs::metadata("/proc/self/exe").map_or(0, |metadata| metadata.uid());
+    Program::open(directory, role, owner)
+        .map_err(|error| format!("cannot open {}: {error}", role.executable()))
 }
 
 fn open_null() -> io::Result<OwnedFd> {

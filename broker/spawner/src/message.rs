@@ -1,4 +1,4 @@
-//! The 16 bytes that broker and spawner exchange. No I/O, no allocation.
+//! The 16 bytes that broker and spawner exchange, and that the recompiling command leaves the spawner. No I/O, no allocation.
 //!
 //! `magic u32 · seq u32 · op u8 · kind u8 · instance u16 · value u32`, little endian. Each direction is a type of its
 //! own: what one side may send is what the other can decode. A field that an operation does not use is 0, so
@@ -28,6 +28,9 @@ const THAW: u8 = 10;
 const ROTATE: u8 = 11;
 const ROTATED: u8 = 32;
 const KEPT: u8 = 33;
+const RELOAD: u8 = 12;
+const RELOADED: u8 = 13;
+const COMPILED: u8 = 14;
 
 /// What the broker may say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,12 @@ pub enum FromBroker {
     Stop {
         /// Exit status.
         status: u8,
+    },
+    /// The answer to a [`FromSpawner::Reload`] that brought a policy, with its sequence number: what starts from now on is born with
+    /// that policy, or it stays as it was.
+    Reloaded {
+        /// Whether the policy is in force.
+        accepted: bool,
     },
 }
 
@@ -107,6 +116,12 @@ pub enum FromSpawner {
         /// Why: an errno. EPERM: there was no reason for another. EAGAIN: too often, or something is frozen.
         errno: u32,
     },
+    /// The policy was compiled anew. One descriptor comes along: sealed settings and policy. Answered by Reloaded if it was
+    /// compiled, otherwise only to be recorded.
+    Reload {
+        /// What came of it.
+        verdict: Verdict,
+    },
     /// A frontend runs. Two descriptors come along, as with Started.
     Frontend {
         /// The channel's index.
@@ -130,6 +145,56 @@ pub enum Reason {
     AlreadyRunning = 4,
 }
 
+/// What came of compiling the policy anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Verdict {
+    /// It is compiled, and everything that it permits can be started.
+    Compiled = 1,
+    /// The text is wrong, or its compiler has failed; the form says why.
+    NotCompiled = 2,
+    /// The command did not finish, or left something else than it should; there is no form.
+    Failed = 3,
+    /// It permits a worker that needs a spawner without a filter, and this one has put its own on.
+    NeedsRestart = 4,
+    /// It permits a worker whose program is not installed.
+    NotInstalled = 5,
+}
+
+impl Verdict {
+    const ALL: [Self; 5] =
+        [Self::Compiled, Self::NotCompiled, Self::Failed, Self::NeedsRestart, Self::NotInstalled];
+}
+
+/// What the recompiling command leaves in its pipe when it has compiled the policy: the workers that there is something to do for, in
+/// the plan's form ([`crate::plan::workers_of`]). The spawner reads nothing else of what was compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// One bit for each role.
+    pub workers: u16,
+}
+
+impl Compiled {
+    /// Encodes the message.
+    #[must_use]
+    pub fn encode(self) -> [u8; LENGTH] {
+        Fields { operation: COMPILED, value: self.workers.into(), ..Fields::default() }.encode(0)
+    }
+
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// [`Malformed`]: not what the command of this version writes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let (_, fields) = Fields::decode(bytes)?;
+        if fields.operation != COMPILED {
+            return Err(Malformed::Operation(fields.operation));
+        }
+        let message = Self { workers: u16::try_from(fields.value).map_err(|_| Malformed::Field)? };
+        if message.encode() == bytes { Ok(message) } else { Err(Malformed::Field) }
+    }
+}
+
 /// Bytes that are no message: the peer has broken the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
@@ -145,6 +210,8 @@ pub enum Malformed {
     Field,
     /// Not as many descriptors as the operation brings.
     Descriptors(usize),
+    /// An answer to what was not asked.
+    Unasked,
 }
 
 impl std::fmt::Display for Malformed {
@@ -156,6 +223,7 @@ impl std::fmt::Display for Malformed {
             Self::Kind(kind) => write!(f, "kind {kind}"),
             Self::Field => f.write_str("a field out of range"),
             Self::Descriptors(count) => write!(f, "{count} descriptors"),
+            Self::Unasked => f.write_str("an answer to what was not asked"),
         }
     }
 }
@@ -229,6 +297,9 @@ impl FromBroker {
             }
             Self::Rotate => Fields { operation: ROTATE, ..Fields::default() },
             Self::Stop { status } => Fields { operation: STOP, value: status.into(), ..Fields::default() },
+            Self::Reloaded { accepted } => {
+                Fields { operation: RELOADED, value: accepted.into(), ..Fields::default() }
+            }
         };
         fields.encode(sequence)
     }
@@ -246,6 +317,7 @@ impl FromBroker {
             FROZEN => Self::Frozen { frozen: fields.value != 0 },
             ROTATE => Self::Rotate,
             STOP => Self::Stop { status: u8::try_from(fields.value).map_err(|_| Malformed::Field)? },
+            RELOADED => Self::Reloaded { accepted: fields.value != 0 },
             other => return Err(Malformed::Operation(other)),
         };
         // One form for each message: fields without meaning are 0.
@@ -270,6 +342,9 @@ impl FromSpawner {
             Self::Thaw => Fields { operation: THAW, ..Fields::default() },
             Self::Rotated { number } => Fields { operation: ROTATED, value: number, ..Fields::default() },
             Self::Kept { errno } => Fields { operation: KEPT, value: errno, ..Fields::default() },
+            Self::Reload { verdict } => {
+                Fields { operation: RELOAD, value: verdict as u32, ..Fields::default() }
+            }
             Self::Frontend { channel, pid } => {
                 Fields { operation: FRONTEND, kind: Role::Frontend as u8, instance: channel, value: pid }
             }
@@ -308,6 +383,11 @@ impl FromSpawner {
             ROTATED if fields.kind == 0 && instance == 0 => Self::Rotated { number: fields.value },
             KEPT if fields.kind == 0 && instance == 0 => Self::Kept { errno: fields.value },
             THAW | ROTATED | KEPT => return Err(Malformed::Field),
+            RELOAD => {
+                let known = Verdict::ALL.into_iter().find(|verdict| *verdict as u32 == fields.value);
+                let verdict = known.filter(|_| fields.kind == 0 && instance == 0).ok_or(Malformed::Field)?;
+                Self::Reload { verdict }
+            }
             other => return Err(Malformed::Operation(other)),
         };
         Ok((sequence, message))
@@ -318,7 +398,7 @@ impl FromSpawner {
     pub const fn descriptors(self) -> usize {
         match self {
             Self::Started { .. } | Self::Frontend { .. } => 2,
-            Self::Rotated { .. } => 1,
+            Self::Rotated { .. } | Self::Reload { .. } => 1,
             Self::Refused { .. } | Self::Exited { .. } | Self::Thaw | Self::Kept { .. } => 0,
         }
     }
@@ -399,6 +479,28 @@ mod tests {
     fn instances_above_the_limit_are_refused() {
         let bytes = FromBroker::Start { kind: Role::File, instance: INSTANCES }.encode(0);
         assert_eq!(FromBroker::decode(&bytes), Err(Malformed::Field));
+    }
+
+    #[test]
+    fn a_reload_and_its_answer_have_the_documented_bytes() {
+        let bytes = FromSpawner::Reload { verdict: Verdict::NeedsRestart }.encode(7);
+        assert_eq!(bytes, *b"prv1\x07\0\0\0\x0c\0\0\0\x04\0\0\0");
+        let bytes = FromBroker::Reloaded { accepted: true }.encode(7);
+        assert_eq!(bytes, *b"prv1\x07\0\0\0\x0d\0\0\0\x01\0\0\0");
+        assert_eq!(FromBroker::decode(&bytes), Ok((7, FromBroker::Reloaded { accepted: true })));
+        assert_eq!(FromSpawner::decode(&bytes), Err(Malformed::Operation(13)));
+        assert_eq!(FromBroker::decode(b"prv1\0\0\0\0\x0d\0\0\0\x02\0\0\0"), Err(Malformed::Field));
+    }
+
+    #[test]
+    fn what_the_compiler_leaves_is_one_message_and_no_other() {
+        let bytes = Compiled { workers: 0x1234 }.encode();
+        assert_eq!(bytes, *b"prv1\0\0\0\0\x0e\0\0\0\x34\x12\0\0");
+        assert_eq!(Compiled::decode(&bytes), Ok(Compiled { workers: 0x1234 }));
+        assert_eq!(Compiled::decode(&FromBroker::Ready.encode(0)), Err(Malformed::Operation(7)));
+        assert_eq!(Compiled::decode(b"prv1\0\0\0\0\x0e\0\0\0\0\0\x01\0"), Err(Malformed::Field));
+        assert_eq!(Compiled::decode(b"prv1\0\0\0\0\x0e\0\x01\0\0\0\0\0"), Err(Malformed::Field));
+        assert_eq!(Compiled::decode(b"prv1\x01\0\0\0\x0e\0\0\0\0\0\0\0"), Err(Malformed::Field));
     }
 
     #[test]

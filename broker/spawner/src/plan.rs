@@ -24,8 +24,8 @@ const LIMIT: usize = 128 * 1024;
 /// Longest path in bytes: PATH_MAX with its final NUL.
 const LONGEST_PATH: usize = 4095;
 
-/// "prvplan1"
-const MAGIC: [u8; 8] = *b"prvplan1";
+/// "prvplan2"
+const MAGIC: [u8; 8] = *b"prvplan2";
 
 /// What the spawner is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +143,9 @@ pub struct Descriptors {
     pub ready: Option<RawFd>,
     /// The pid file, locked by this process (`fcntl(2)`, F_SETLK).
     pub pid_file: Option<RawFd>,
+    /// The program of `portreeve` (O_PATH), which compiles the policy anew when SIGHUP comes. None: SIGHUP ends the agent, as it
+    /// ends qemu-ga.
+    pub command: Option<RawFd>,
 }
 
 /// A plan that cannot be written or read.
@@ -211,13 +214,7 @@ impl Plan {
     pub fn encode(&self) -> Result<Vec<u8>, PlanError> {
         let mut out = MAGIC.to_vec();
         out.extend(self.uid_base.to_le_bytes());
-        let mut workers = 0_u16;
-        for role in &self.workers {
-            if !role.is_worker() {
-                return Err(PlanError::Range("list of workers"));
-            }
-            workers |= bit(*role);
-        }
+        let workers = mask_of(&self.workers).ok_or(PlanError::Range("list of workers"))?;
         out.extend(workers.to_le_bytes());
         if self.channels.is_empty() || self.channels.len() > CHANNELS {
             return Err(PlanError::Range("number of channels"));
@@ -262,9 +259,10 @@ impl Plan {
             marker,
             ready,
             pid_file,
+            command,
         } = self.descriptors;
         let audits = [audit, audit_directory, audit_socket, chain];
-        let others = [state, marker, ready, pid_file];
+        let others = [state, marker, ready, pid_file, command];
         for descriptor in [executables, settings, log].map(Some).into_iter().chain(audits).chain(others) {
             put_descriptor(&mut out, descriptor)?;
         }
@@ -302,12 +300,7 @@ impl Plan {
             return Err(PlanError::Magic);
         }
         let uid_base = rest.u32()?;
-        let mask = rest.u16()?;
-        let workers: Vec<Role> =
-            Role::ALL.into_iter().filter(|role| role.is_worker() && mask & bit(*role) != 0).collect();
-        if workers.iter().fold(0, |all, role| all | bit(*role)) != mask {
-            return Err(PlanError::Range("list of workers"));
-        }
+        let workers = workers_of(rest.u16()?).ok_or(PlanError::Range("list of workers"))?;
         let count = usize::from(rest.u8()?);
         if count == 0 || count > CHANNELS {
             return Err(PlanError::Range("number of channels"));
@@ -328,6 +321,7 @@ impl Plan {
             marker: rest.descriptor()?,
             ready: rest.descriptor()?,
             pid_file: rest.descriptor()?,
+            command: rest.descriptor()?,
         };
         let audit_file = rest.audit_file()?;
         let frozen = match rest.u8()? {
@@ -363,6 +357,20 @@ impl AuditFile {
             && self.name != b".."
             && (1..=self.next).contains(&self.first)
     }
+}
+
+/// A list of workers in one number, a bit for each; None if one of them is no worker.
+#[must_use]
+pub fn mask_of(workers: &[Role]) -> Option<u16> {
+    workers.iter().try_fold(0, |mask, role| role.is_worker().then_some(mask | bit(*role)))
+}
+
+/// The workers of [`mask_of`]; None if a bit stands for something else.
+#[must_use]
+pub fn workers_of(mask: u16) -> Option<Vec<Role>> {
+    let workers: Vec<Role> =
+        Role::ALL.into_iter().filter(|role| role.is_worker() && mask & bit(*role) != 0).collect();
+    (mask_of(&workers) == Some(mask)).then_some(workers)
 }
 
 fn bit(role: Role) -> u16 {
@@ -536,6 +544,7 @@ mod tests {
                 marker: Some(9),
                 ready: Some(7),
                 pid_file: Some(8),
+                command: Some(10),
             },
             audit_file: Some(AuditFile {
                 name: b"audit.jsonl".to_vec(),

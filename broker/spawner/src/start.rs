@@ -12,9 +12,9 @@
 //! ```
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 
 use jail::Role;
@@ -72,6 +72,16 @@ impl Program {
         }
         Ok(Self { file, name })
     }
+
+    /// The program behind a descriptor (O_PATH) that the plan brought, to be called `name`.
+    pub(crate) fn of(file: OwnedFd, name: &CStr) -> Self {
+        Self { file, name: name.to_owned() }
+    }
+
+    /// For somebody else to execute.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// What a child is born with.
@@ -90,6 +100,25 @@ pub(crate) struct Born {
     pub(crate) pid: libc::pid_t,
     /// Readable when it has ended.
     pub(crate) pidfd: OwnedFd,
+}
+
+impl Born {
+    /// Sends a signal; to the process itself, never to another one that has got its number.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        let pidfd = self.pidfd.as_raw_fd();
+        let nothing: *const libc::siginfo_t = ptr::null();
+        // SAFETY: pidfd_send_signal takes a pidfd, a signal, no information and no flags. It fails for one that has ended.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, nothing, 0) };
+    }
+
+    /// The wait status of one that has ended; it is collected by this, so it is not to be asked again.
+    pub(crate) fn ended(&self) -> Option<libc::c_int> {
+        let mut status = 0;
+        // SAFETY: waitpid writes the status to a live local. The number is the child's own as long as it was not collected, which
+        // only this call does, once: whoever holds it forgets it then.
+        let pid = unsafe { libc::waitpid(self.pid, &raw mut status, libc::WNOHANG) };
+        (pid == self.pid).then_some(status)
+    }
 }
 
 /// Starts a program. Returns when its exec has succeeded.

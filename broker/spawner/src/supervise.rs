@@ -9,7 +9,10 @@
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
 //!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended SIGTERM to all, SIGKILL after 1 s, gone after 2 s
 //!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
+//!  SIGHUP ──► the policy is compiled anew (`reload`), where the plan says so
 //! ```
+
+mod reload;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -25,6 +28,8 @@ use crate::channel;
 use crate::rotate::Log;
 use crate::start::{BORN_WITH, Birth, Born, Program, control_pair, packet_pair, pipe, start};
 use crate::tell::{self, Level, Waiting, log};
+
+pub(crate) use reload::Reload;
 
 /// Exit status of a frontend whose channel is no more (`docs/design.md`).
 const CHANNEL_GONE: i32 = 10;
@@ -74,7 +79,7 @@ pub(crate) struct Equipment {
     pub(crate) marker: Option<OwnedFd>,
     /// The empty network.
     pub(crate) network: Option<OwnedFd>,
-    /// A signalfd for SIGTERM and SIGINT.
+    /// A signalfd for SIGTERM and SIGINT, and for SIGHUP where it reloads.
     pub(crate) signals: OwnedFd,
 }
 
@@ -98,6 +103,8 @@ pub(crate) struct Supervisor {
     thaw_until: Option<Instant>,
     /// When to let go of the memory and code that the start took.
     settle_at: Option<Instant>,
+    /// None: SIGHUP ends the agent.
+    reload: Option<Reload>,
 }
 
 struct Child {
@@ -190,7 +197,12 @@ impl Supervisor {
     ///
     /// # Errors
     /// What to say before ending with status 1: a channel that is not to be waited for cannot be opened.
-    pub(crate) fn new(plan: Plan, equipment: Equipment, mut waiting: Waiting) -> Result<Self, String> {
+    pub(crate) fn new(
+        plan: Plan,
+        equipment: Equipment,
+        mut waiting: Waiting,
+        reload: Option<Reload>,
+    ) -> Result<Self, String> {
         let mut lines = Vec::with_capacity(CHANNELS);
         for channel in plan.channels {
             let descriptor = match channel::open(&channel.method) {
@@ -219,26 +231,32 @@ impl Supervisor {
             frozen: plan.frozen,
             thaw_until: None,
             settle_at: None,
+            reload,
         })
     }
 
     /// Serves until the end of the agent and returns its exit status.
     pub(crate) fn run(mut self) -> i32 {
-        let mut polled = Vec::with_capacity(CHILDREN.saturating_add(2));
+        let mut polled = Vec::with_capacity(CHILDREN.saturating_add(3));
+        self.say_reloads();
         loop {
             if let Some(status) = self.finish() {
                 return status;
             }
             self.start_due();
             self.wait(&mut polled);
-            if self.signalled() {
-                self.end_thawed();
+            while let Some(signal) = self.next_signal() {
+                match signal {
+                    libc::SIGHUP => self.hang_up(),
+                    _ => self.end_thawed(),
+                }
             }
             if self.thaw_until.is_some_and(|until| Instant::now() >= until) {
                 self.end(0);
             }
             self.serve_broker();
             self.reap();
+            self.follow_reload();
             if self.settle_at.is_some_and(|settle_at| Instant::now() >= settle_at) {
                 self.settle_at = None;
                 jail::memory::let_go_of_start_code();
@@ -258,7 +276,7 @@ impl Supervisor {
         if now >= ending.kill_at && !ending.killed {
             ending.killed = true;
             for child in self.children.iter().filter(|child| child.role != Role::Fsfreeze) {
-                child.signal(libc::SIGKILL);
+                child.born.signal(libc::SIGKILL);
             }
         }
         None
@@ -285,6 +303,7 @@ impl Supervisor {
         if !self.is_running(Role::Broker, 0) {
             self.terminate();
         }
+        self.end_reload();
         self.thaw_until = None;
         let (kill_at, leave_at, thawed_by) = (later(KILL_AFTER), later(LEAVE_AFTER), later(THAWING));
         self.ending = Some(Ending { status, kill_at, leave_at, thawed_by, killed: false });
@@ -292,7 +311,7 @@ impl Supervisor {
 
     fn terminate(&self) {
         for child in &self.children {
-            child.signal(libc::SIGTERM);
+            child.born.signal(libc::SIGTERM);
         }
     }
 
@@ -308,6 +327,7 @@ impl Supervisor {
         for index in 0..self.lines.len() {
             self.start_frontend(index, now);
         }
+        self.begin_reload();
     }
 
     fn open_due(&mut self, now: Instant) {
@@ -384,11 +404,8 @@ impl Supervisor {
             Ok((broker, log, born)) => {
                 let pid = born.pid.unsigned_abs();
                 self.add(Role::Frontend, instance, born);
-                self.tell(
-                    FromSpawner::Frontend { channel: instance, pid },
-                    0,
-                    &[broker.as_fd(), log.as_fd()],
-                );
+                let event = FromSpawner::Frontend { channel: instance, pid };
+                self.tell(event, 0, &[broker.as_fd(), log.as_fd()]);
             }
             Err(error) => {
                 let delay = line.frontend.after(Duration::ZERO);
@@ -427,11 +444,8 @@ impl Supervisor {
             Ok((broker, log, born)) => {
                 let pid = born.pid.unsigned_abs();
                 self.add(kind, instance, born);
-                self.tell(
-                    FromSpawner::Started { kind, instance, pid },
-                    sequence,
-                    &[broker.as_fd(), log.as_fd()],
-                );
+                let event = FromSpawner::Started { kind, instance, pid };
+                self.tell(event, sequence, &[broker.as_fd(), log.as_fd()]);
             }
             Err(error) => {
                 log(Level::Critical, &format_args!("cannot start {kind}: {error}"));
@@ -455,6 +469,7 @@ impl Supervisor {
         polled.push(entry(self.equipment.signals.as_raw_fd()));
         polled.extend(self.control.as_ref().map(|control| entry(control.as_raw_fd())));
         polled.extend(self.children.iter().map(|child| entry(child.born.pidfd.as_raw_fd())));
+        polled.extend(self.compiling().map(|(born, _)| entry(born.pidfd.as_raw_fd())));
         let count = libc::nfds_t::try_from(polled.len()).unwrap_or_default();
         // SAFETY: as many pollfds as are given, alive across the call. What is ready is asked again without waiting, so
         // neither revents nor the result matters.
@@ -475,7 +490,9 @@ impl Supervisor {
                     Some(_) if self.control.is_none() || self.is_running(Role::Frontend, instance) => None,
                     Some(_) => Some(line.frontend.next),
                 });
-                broker.into_iter().chain(lines).chain(self.settle_at).chain(self.thaw_until).min()
+                let compiling = self.compiling().map(|(_, until)| until);
+                let others = [self.settle_at, self.thaw_until, compiling].into_iter().flatten();
+                broker.into_iter().chain(lines).chain(others).min()
             }
         };
         let Some(earliest) = earliest else { return -1 };
@@ -484,14 +501,18 @@ impl Supervisor {
         libc::c_int::try_from(left.as_millis().saturating_add(1)).unwrap_or(libc::c_int::MAX)
     }
 
-    /// Whether SIGTERM or SIGINT has come.
-    fn signalled(&self) -> bool {
+    /// SIGTERM, SIGINT or SIGHUP, if one has come.
+    fn next_signal(&self) -> Option<libc::c_int> {
         let mut information = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
-        // SAFETY: a signalfd writes whole signalfd_siginfo structs; there is room for one, which is not looked at. It is non-blocking.
+        // SAFETY: a signalfd writes whole signalfd_siginfo structs; there is room for one. It is non-blocking.
         let read =
             unsafe { libc::read(self.equipment.signals.as_raw_fd(), information.as_mut_ptr().cast(), size) };
-        read > 0
+        if usize::try_from(read) != Ok(size) {
+            return None;
+        }
+        // SAFETY: the kernel has written all of it.
+        libc::c_int::try_from(unsafe { information.assume_init() }.ssi_signo).ok()
     }
 
     fn serve_broker(&mut self) {
@@ -517,7 +538,7 @@ impl Supervisor {
                 // It may have ended by itself; then EXITED is on its way.
                 for child in &self.children {
                     if child.role == kind && child.instance == instance && !child.orphan {
-                        child.signal(libc::SIGKILL);
+                        child.born.signal(libc::SIGKILL);
                     }
                 }
             }
@@ -531,9 +552,11 @@ impl Supervisor {
             FromBroker::Frozen { frozen } => {
                 self.frozen = frozen;
                 tell::hold(frozen);
+                self.put_reload_off();
             }
             FromBroker::Rotate => self.rotate(sequence),
             FromBroker::Stop { status } => self.end(status.into()),
+            FromBroker::Reloaded { accepted } => self.reloaded(sequence, accepted),
         }
     }
 
@@ -571,7 +594,7 @@ impl Supervisor {
         }
         if self.ending.is_none() {
             for child in self.children.iter().filter(|child| child.role == Role::Broker) {
-                child.signal(libc::SIGKILL);
+                child.born.signal(libc::SIGKILL);
             }
         }
     }
@@ -579,7 +602,7 @@ impl Supervisor {
     fn reap(&mut self) {
         let mut index = 0;
         while let Some(child) = self.children.get(index) {
-            match child.ended() {
+            match child.born.ended() {
                 Some(status) => {
                     let child = self.children.swap_remove(index);
                     self.has_ended(&child, status);
@@ -614,11 +637,12 @@ impl Supervisor {
             child.orphan = true;
             // It sees that the broker has gone, thaws what is frozen, and ends by itself.
             if child.role != Role::Fsfreeze {
-                child.signal(libc::SIGKILL);
+                child.born.signal(libc::SIGKILL);
             }
         }
         // Lines are still held: the next broker knows whether all is thawed.
         self.frozen = false;
+        self.reload_without_answer();
         self.broker_deaths = self.broker_deaths.saturating_add(1);
         if !self.waiting.is_ready() && self.broker_deaths >= BROKER_TRIES {
             log(Level::Critical, &format_args!("the broker does not start: giving up"));
@@ -665,25 +689,6 @@ impl Equipment {
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         let network = self.network.as_ref().filter(|_| row(role).network == Network::Empty).map(AsFd::as_fd);
         Ok(Birth { program, uid_base: self.uid_base, instance, descriptors, network })
-    }
-}
-
-impl Child {
-    /// Sends a signal; to the process itself, never to another one that has got its number.
-    fn signal(&self, signal: libc::c_int) {
-        let pidfd = self.born.pidfd.as_raw_fd();
-        let nothing: *const libc::siginfo_t = std::ptr::null();
-        // SAFETY: pidfd_send_signal takes a pidfd, a signal, no information and no flags. It fails for one that has ended.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, nothing, 0) };
-    }
-
-    /// The wait status of one that has ended; it is collected by this.
-    fn ended(&self) -> Option<libc::c_int> {
-        let mut status = 0;
-        // SAFETY: waitpid writes the status to a live local. The number is the child's own as long as it was not collected, which
-        // only this call does, once: the child is removed from the table then.
-        let pid = unsafe { libc::waitpid(self.born.pid, &raw mut status, libc::WNOHANG) };
-        (pid == self.born.pid).then_some(status)
     }
 }
 

@@ -25,7 +25,10 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
 use nix::unistd::Pid;
-use spawner::{Channel, Control, Descriptors, FromBroker, FromSpawner, Method, Plan, Reason, Received};
+use spawner::reloads::{Outcome, Reloads};
+use spawner::{
+    Channel, Control, Descriptors, FromBroker, FromSpawner, Method, Plan, Reason, Received, Verdict,
+};
 
 const TESTS: &[(&str, fn())] = &[
     (
@@ -103,12 +106,53 @@ const TESTS: &[(&str, fn())] = &[
         "an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_missing",
         an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_missing,
     ),
+    ("sighup_ends_an_agent_that_does_not_reload", sighup_ends_an_agent_that_does_not_reload),
+    (
+        "the_command_that_reloads_is_born_with_exactly_its_descriptors",
+        the_command_that_reloads_is_born_with_exactly_its_descriptors,
+    ),
+    (
+        "what_is_started_after_a_policy_was_accepted_is_born_with_it",
+        what_is_started_after_a_policy_was_accepted_is_born_with_it,
+    ),
+    ("a_policy_that_the_broker_refuses_changes_nothing", a_policy_that_the_broker_refuses_changes_nothing),
+    ("an_answer_to_what_was_not_offered_ends_the_broker", an_answer_to_what_was_not_offered_ends_the_broker),
+    (
+        "a_broker_cannot_accept_twice_or_under_another_number",
+        a_broker_cannot_accept_twice_or_under_another_number,
+    ),
+    (
+        "what_the_command_leaves_beside_a_sealed_form_and_one_message_is_no_policy",
+        what_the_command_leaves_beside_a_sealed_form_and_one_message_is_no_policy,
+    ),
+    (
+        "a_text_that_is_wrong_is_handed_over_to_be_recorded",
+        a_text_that_is_wrong_is_handed_over_to_be_recorded,
+    ),
+    (
+        "programs_are_not_permitted_by_a_reload_under_a_filter",
+        programs_are_not_permitted_by_a_reload_under_a_filter,
+    ),
+    (
+        "a_worker_that_is_not_installed_is_not_permitted_by_a_reload",
+        a_worker_that_is_not_installed_is_not_permitted_by_a_reload,
+    ),
+    ("many_sighups_are_one_more_reload", many_sighups_are_one_more_reload),
+    ("nothing_is_reloaded_while_something_is_frozen", nothing_is_reloaded_while_something_is_frozen),
+    (
+        "a_policy_is_offered_to_the_next_broker_but_not_for_ever",
+        a_policy_is_offered_to_the_next_broker_but_not_for_ever,
+    ),
+    ("a_killed_command_leaves_the_old_policy", a_killed_command_leaves_the_old_policy),
     ("root_without_a_uid_base_does_not_start", root_without_a_uid_base_does_not_start),
     ("a_program_that_everybody_can_write_is_not_started", a_program_that_everybody_can_write_is_not_started),
 ];
 
 fn main() {
     let name = std::env::args_os().next().unwrap_or_default();
+    if name == "portreeve-recompile" {
+        return play_command();
+    }
     if let Some(role) = Role::ALL.into_iter().find(|role| name == role.executable()) {
         return play(role);
     }
@@ -572,6 +616,265 @@ fn an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_miss
     assert_eq!(agent.wait().code(), Some(0));
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Reloads.
+
+/// Workers in the plan's form.
+const QUERY_AND_POWER: u16 = 1 << Role::Query as u8 | 1 << Role::Power as u8;
+
+fn sighup_ends_an_agent_that_does_not_reload() {
+    let mut agent = Agent::start("hup", |_| ());
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.wait().signal(), Some(libc::SIGHUP));
+}
+
+fn the_command_that_reloads_is_born_with_exactly_its_descriptors() {
+    let mut agent = Agent::start_reloading("command", "describe");
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Failed });
+    let folder = agent.folder.display().to_string();
+    let described = fs::read_to_string(agent.folder.join("described")).expect("it has described itself");
+    assert_eq!(
+        described.replace(&folder, "FOLDER"),
+        "fd 0 /dev/null\nfd 1 memfd:portreeve-settings\nfd 2 FOLDER/log\nfd 3 pipe nonblock\nfd 4 memfd:settings\n\
+         fd 5 FOLDER/portreeve-compile\narguments portreeve-recompile 1900000000 0\nenvironment 0\nleads its session\n\
+         blocked 0000000000000000\nparent-death signal 9\nfilters 1\n"
+    );
+}
+
+fn what_is_started_after_a_policy_was_accepted_is_born_with_it() {
+    let mut agent = Agent::start_reloading("accepted", &format!("workers {QUERY_AND_POWER}"));
+    let (before, _) = agent.start_worker(Role::File, 0);
+    agent.signal(Signal::SIGHUP);
+    let offered = agent.receive();
+    assert_eq!(offered.message, FromSpawner::Reload { verdict: Verdict::Compiled });
+    let form = offered.file.expect("it comes along");
+    assert_eq!(jail::sealed::read(form.as_fd(), 100).expect("is sealed"), agent.form());
+
+    // Not yet accepted: what is started has the old one.
+    let (between, _) = agent.start_worker(Role::Net, 0);
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    let (after, _) = agent.start_worker(Role::Query, 0);
+    let (power, _) = agent.start_worker(Role::Power, 0);
+
+    assert_eq!(before.ask("settings"), agent.settings());
+    assert_eq!(between.ask("settings"), agent.settings());
+    assert_eq!(after.ask("settings").into_bytes(), agent.form());
+    assert_eq!(power.ask("settings").into_bytes(), agent.form());
+    agent.send(FromBroker::Start { kind: Role::File, instance: 1 });
+    let reason = Reason::NotPermitted;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::File, instance: 1, reason });
+    let says = agent.reloads();
+    assert_eq!((says.begun, says.ended, says.outcome), (1, 1, Outcome::Accepted));
+    let link = fs::read_link(format!("/proc/{}/fd/{}", agent.spawner.id(), says.settings)).expect("is open");
+    assert!(link.display().to_string().contains("portreeve-settings"), "{link:?}");
+}
+
+fn a_policy_that_the_broker_refuses_changes_nothing() {
+    let mut agent = Agent::start_reloading("unaccepted", &format!("workers {QUERY_AND_POWER}"));
+    agent.signal(Signal::SIGHUP);
+    let offered = agent.receive();
+    agent.control.send(FromBroker::Reloaded { accepted: false }, offered.sequence).expect("sends");
+    let (worker, _) = agent.start_worker(Role::File, 0);
+    assert_eq!(worker.ask("settings"), agent.settings());
+    agent.send(FromBroker::Start { kind: Role::Power, instance: 0 });
+    let reason = Reason::NotPermitted;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::Power, instance: 0, reason });
+    assert_eq!(agent.reloads().outcome, Outcome::Refused);
+}
+
+fn an_answer_to_what_was_not_offered_ends_the_broker() {
+    let mut agent = Agent::start_reloading("unasked", &format!("workers {QUERY_AND_POWER}"));
+    let broker = agent.broker;
+    agent.control.send(FromBroker::Reloaded { accepted: true }, 0).expect("sends");
+    agent.meet_broker();
+    assert_ne!(agent.broker, broker);
+    assert!(agent.log().contains("an answer to what was not asked"), "{}", agent.log());
+    agent.send(FromBroker::Start { kind: Role::Power, instance: 0 });
+    let reason = Reason::NotPermitted;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::Power, instance: 0, reason });
+}
+
+fn a_broker_cannot_accept_twice_or_under_another_number() {
+    let mut agent = Agent::start_reloading("twice-accepted", &format!("workers {QUERY_AND_POWER}"));
+    agent.signal(Signal::SIGHUP);
+    let offered = agent.receive();
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence + 1).expect("sends");
+    // The next one is asked, too.
+    agent.meet_broker();
+    let offered = agent.receive();
+    assert_eq!(offered.message, FromSpawner::Reload { verdict: Verdict::Compiled });
+    let broker = agent.broker;
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    agent.meet_broker();
+    assert_ne!(agent.broker, broker);
+    // It was in force all the same.
+    agent.start_worker(Role::Power, 0);
+}
+
+fn what_the_command_leaves_beside_a_sealed_form_and_one_message_is_no_policy() {
+    let broker_among_workers = 1 << Role::Broker as u8;
+    for left in [
+        "nothing".to_owned(),
+        "garbage".to_owned(),
+        "two messages".to_owned(),
+        format!("unsealed {QUERY_AND_POWER}"),
+        format!("workers {broker_among_workers}"),
+        "unsealed wrong".to_owned(),
+        "exit 3".to_owned(),
+        "exit 9".to_owned(),
+    ] {
+        let mut agent = Agent::start_reloading("left", &left);
+        agent.signal(Signal::SIGHUP);
+        assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Failed }, "{left}");
+        assert_eq!(agent.reloads().outcome, Outcome::Failed, "{left}");
+        agent.start_worker(Role::File, 0);
+        assert!(
+            agent.log().contains("the policy was not reloaded: the one in force stays"),
+            "{}",
+            agent.log()
+        );
+    }
+}
+
+fn a_text_that_is_wrong_is_handed_over_to_be_recorded() {
+    let mut agent = Agent::start_reloading("wrong", "wrong text");
+    let broker = agent.broker;
+    agent.signal(Signal::SIGHUP);
+    let received = agent.receive();
+    assert_eq!(received.message, FromSpawner::Reload { verdict: Verdict::NotCompiled });
+    assert_eq!(agent.reloads().outcome, Outcome::NotCompiled);
+    // Only to be recorded: to accept it is an answer to what was not asked.
+    agent.control.send(FromBroker::Reloaded { accepted: true }, received.sequence).expect("sends");
+    agent.meet_broker();
+    assert_ne!(agent.broker, broker);
+    let (worker, _) = agent.start_worker(Role::File, 0);
+    assert_eq!(worker.ask("settings"), agent.settings());
+}
+
+fn programs_are_not_permitted_by_a_reload_under_a_filter() {
+    let exec = 1 << Role::Exec as u8;
+    let mut agent = Agent::start_reloading("filtered", &format!("workers {exec}"));
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::NeedsRestart });
+    assert_eq!(agent.reloads().outcome, Outcome::NeedsRestart);
+    agent.send(FromBroker::Start { kind: Role::Exec, instance: 0 });
+    let reason = Reason::NotPermitted;
+    assert_eq!(agent.receive().message, FromSpawner::Refused { kind: Role::Exec, instance: 0, reason });
+    drop(agent);
+
+    // Without a filter there is nothing to inherit.
+    let mut agent = Agent::start("unfiltered", |setup| {
+        setup.reload(&format!("workers {exec}"));
+        setup.plan.workers.push(Role::Exec);
+    });
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Compiled });
+}
+
+fn a_worker_that_is_not_installed_is_not_permitted_by_a_reload() {
+    let mut agent = Agent::start("missing", |setup| {
+        setup.reload(&format!("workers {QUERY_AND_POWER}"));
+        fs::remove_file(setup.folder.join("portreeve-power")).expect("removes");
+    });
+    agent.signal(Signal::SIGHUP);
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::NotInstalled });
+    assert_eq!(agent.reloads().outcome, Outcome::NotInstalled);
+    assert!(agent.log().contains("needs portreeve-power, which is not installed"), "{}", agent.log());
+}
+
+fn many_sighups_are_one_more_reload() {
+    let mut agent = Agent::start_reloading("storm", &format!("workers {QUERY_AND_POWER}"));
+    agent.signal(Signal::SIGHUP);
+    let offered = agent.receive();
+    for _ in 0..200 {
+        agent.signal(Signal::SIGHUP);
+    }
+    // Nothing begins before this one has been answered.
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(agent.reloads().begun, 1);
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    let offered = agent.receive();
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    within_two_seconds(|| agent.reloads().ended == 2);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(agent.reloads().begun, 2);
+}
+
+fn nothing_is_reloaded_while_something_is_frozen() {
+    let mut agent = Agent::start_reloading("frozen", &format!("workers {QUERY_AND_POWER}"));
+    agent.send(FromBroker::Frozen { frozen: true });
+    let (_net, _) = agent.start_worker(Role::Net, 0);
+    agent.signal(Signal::SIGHUP);
+    within_two_seconds(|| agent.reloads().waits);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(agent.reloads().begun, 0);
+    assert!(!agent.log().contains("thawed"), "nothing is written meanwhile: {}", agent.log());
+    agent.send(FromBroker::Frozen { frozen: false });
+    let offered = agent.receive();
+    assert_eq!(offered.message, FromSpawner::Reload { verdict: Verdict::Compiled });
+    assert!(!agent.reloads().waits);
+    assert!(
+        agent.log().contains("the policy is reloaded when the filesystems are thawed"),
+        "{}",
+        agent.log()
+    );
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    let (_power, _) = agent.start_worker(Role::Power, 0);
+
+    // One that is under way when a freeze begins is begun anew after the thaw.
+    fs::write(agent.folder.join("command"), "hang").expect("writes");
+    agent.signal(Signal::SIGHUP);
+    within_two_seconds(|| agent.reloads().begun == 2);
+    agent.send(FromBroker::Frozen { frozen: true });
+    within_two_seconds(|| agent.reloads().waits);
+    fs::write(agent.folder.join("command"), format!("workers {QUERY_AND_POWER}")).expect("writes");
+    agent.send(FromBroker::Frozen { frozen: false });
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Compiled });
+}
+
+fn a_policy_is_offered_to_the_next_broker_but_not_for_ever() {
+    let mut agent = Agent::start_reloading("offered", &format!("workers {QUERY_AND_POWER}"));
+    agent.signal(Signal::SIGHUP);
+    for _ in 0..3 {
+        assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Compiled });
+        kill(Pid::from_raw(agent.broker), Signal::SIGKILL).expect("kills");
+        agent.meet_broker();
+    }
+    within_two_seconds(|| agent.reloads().outcome == Outcome::Refused);
+    let (worker, _) = agent.start_worker(Role::File, 0);
+    assert_eq!(worker.ask("settings"), agent.settings());
+    // Somebody may ask again.
+    agent.signal(Signal::SIGHUP);
+    let offered = agent.receive();
+    agent.control.send(FromBroker::Reloaded { accepted: true }, offered.sequence).expect("sends");
+    agent.start_worker(Role::Power, 0);
+    // A broker that comes after that is born with it.
+    assert!(!agent.broker_description.ends_with("\nform"));
+    kill(Pid::from_raw(agent.broker), Signal::SIGKILL).expect("kills");
+    agent.meet_broker();
+    assert!(agent.broker_description.ends_with("\nform"), "{}", agent.broker_description);
+}
+
+fn a_killed_command_leaves_the_old_policy() {
+    let mut agent = Agent::start_reloading("killed", "hang");
+    agent.signal(Signal::SIGHUP);
+    let pid = agent.folder.join("pid");
+    within_two_seconds(|| fs::read_to_string(&pid).is_ok_and(|text| !text.is_empty()));
+    let pid: i32 = fs::read_to_string(&pid).expect("reads").parse().expect("a number");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kills");
+    assert_eq!(agent.receive().message, FromSpawner::Reload { verdict: Verdict::Failed });
+    assert!(agent.log().contains("could not be compiled anew (signal 9)"), "{}", agent.log());
+    let (worker, _) = agent.start_worker(Role::File, 0);
+    assert_eq!(worker.ask("settings"), agent.settings());
+    // It does not outlive the agent either.
+    agent.signal(Signal::SIGHUP);
+    within_two_seconds(|| agent.reloads().begun == 2);
+    agent.signal(Signal::SIGTERM);
+    assert_eq!(agent.wait().code(), Some(0));
+}
+
 fn root_without_a_uid_base_does_not_start() {
     let mut setup = Setup::new("nobase");
     setup.plan.uid_base = 0;
@@ -663,6 +966,7 @@ impl Setup {
                     ready: None,
                     marker: None,
                     pid_file: None,
+                    command: None,
                 },
                 audit_file: None,
                 frozen: false,
@@ -691,6 +995,15 @@ impl Setup {
         let number = descriptor.as_raw_fd();
         self.inherited.push(descriptor);
         number
+    }
+
+    /// Has SIGHUP start the stand-in for the command, which then does what `what` says.
+    fn reload(&mut self, what: &str) {
+        fs::write(self.folder.join("command"), what).expect("writes");
+        let path = self.folder.join("portreeve-recompile");
+        fs::copy("/proc/self/exe", &path).expect("copies");
+        let command = nix::fcntl::open(&path, OFlag::O_PATH, nix::sys::stat::Mode::empty()).expect("opens");
+        self.plan.descriptors.command = Some(self.inherit(command));
     }
 
     fn run_as_nobody(&mut self) {
@@ -761,6 +1074,31 @@ impl Agent {
         let mut agent = Self::begin(setup);
         agent.meet_broker();
         agent
+    }
+
+    fn start_reloading(name: &str, what: &str) -> Self {
+        Self::start(name, |setup| setup.reload(what))
+    }
+
+    /// What the first processes are born with.
+    fn settings(&self) -> String {
+        self.folder.join("meeting").display().to_string()
+    }
+
+    /// What the stand-in for the command makes of it.
+    fn form(&self) -> Vec<u8> {
+        (self.settings() + "\nform").into_bytes()
+    }
+
+    /// What the spawner says of reloads, where `portreeve reload` looks.
+    fn reloads(&self) -> Reloads {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.spawner.id())).expect("it runs");
+        let is_it = |path: &PathBuf| {
+            fs::read_link(path).is_ok_and(|target| target.display().to_string().contains("portreeve-reloads"))
+        };
+        let path = folder.flatten().map(|entry| entry.path()).find(is_it).expect("it is open");
+        let bytes = fs::read(path).expect("reads").try_into().expect("16 bytes");
+        Reloads::decode(&bytes).expect("is of this version")
     }
 
     /// Starts the spawner and meets nobody yet.
@@ -1020,6 +1358,11 @@ fn play(role: Role) {
         let answer = match &*command {
             "" => std::process::exit(0),
             "describe" => describe(),
+            "settings" => {
+                // SAFETY: descriptor 4 is the settings, open for as long as this process lives.
+                let settings = unsafe { BorrowedFd::borrow_raw(4) };
+                String::from_utf8_lossy(&jail::sealed::contents(settings, 200).expect("reads")).into_owned()
+            }
             "channel" => fs::read_link("/proc/self/fd/5").expect("is open").display().to_string(),
             "ignore SIGTERM" => {
                 let nothing = nix::sys::signal::SigHandler::SigIgn;
@@ -1079,9 +1422,12 @@ fn enter(role: Role) -> String {
 fn play_broker() -> ! {
     // SAFETY: descriptor 4 is the settings, open for as long as this process lives.
     let settings = unsafe { BorrowedFd::borrow_raw(4) };
-    let address = jail::sealed::read(settings, 200).expect("reads");
+    let mut address = jail::sealed::read(settings, 200).expect("reads");
+    // A reload has put something behind it.
+    let line = address.iter().position(|byte| *byte == b'\n').unwrap_or(address.len());
+    let behind = String::from_utf8(address.split_off(line)).expect("text");
     let stream = UnixStream::connect(OsString::from_vec(address)).expect("the test is there");
-    let text = format!("{}\n{}", std::process::id(), describe_before(&stream));
+    let text = format!("{}\n{}{behind}", std::process::id(), describe_before(&stream));
     sendmsg::<()>(
         stream.as_raw_fd(),
         &[io::IoSlice::new(text.as_bytes())],
@@ -1093,6 +1439,44 @@ fn play_broker() -> ! {
     drop(stream);
     loop {
         std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+/// What it is told by a file beside it: nothing but its own descriptors says where that is.
+fn play_command() {
+    let compiler = fs::read_link("/proc/self/fd/5").expect("is open");
+    let folder = compiler.parent().expect("has one");
+    let told = fs::read_to_string(folder.join("command")).expect("reads");
+    // SAFETY: 1 and 3 are open for as long as this process lives, and nobody else owns them.
+    let (mut form, mut outcome) = unsafe { (File::from_raw_fd(1), File::from_raw_fd(3)) };
+    let (what, number) = told.rsplit_once(' ').unwrap_or((&told, ""));
+    // SAFETY: 4 is the settings in force, open for as long as this process lives.
+    let in_force = jail::sealed::contents(unsafe { BorrowedFd::borrow_raw(4) }, 200).expect("reads");
+    // The stand-in broker finds the test by the first line.
+    let meeting = in_force.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    form.write_all(&[meeting, b"\nform"].concat()).expect("writes");
+    if what != "unsealed" {
+        jail::sealed::seal(form.as_fd()).expect("seals");
+    }
+    let message = |workers| spawner::Compiled { workers }.encode();
+    let workers = || message(number.parse().expect("a number"));
+    match what {
+        "workers" => outcome.write_all(&workers()).expect("writes"),
+        "describe" => {
+            fs::write(folder.join("described"), describe()).expect("writes");
+            std::process::exit(9);
+        }
+        "garbage" => outcome.write_all(b"sixteen letters.").expect("writes"),
+        "two" => outcome.write_all(&[message(0), message(0)].concat()).expect("writes"),
+        "wrong" => std::process::exit(1),
+        "unsealed" if number == "wrong" => std::process::exit(1),
+        "unsealed" => outcome.write_all(&workers()).expect("writes"),
+        "exit" => std::process::exit(number.parse().expect("a status")),
+        "hang" => {
+            fs::write(folder.join("pid"), std::process::id().to_string()).expect("writes");
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        _ => {}
     }
 }
 

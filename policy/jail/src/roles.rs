@@ -146,8 +146,9 @@ static ROWS: [Row; 15] = [
         dies_with_spawner: true,
         threads: false,
         // Writes the audit log, the state file and the agent's log, which are regular files: a size limit of 0
-        // would end it with SIGXFSZ. Sockets: 3 for each worker and frontend (socket, log pipe, spare), 16 channels.
-        limits: limits(128, None, 512 * MIB),
+        // would end it with SIGXFSZ. Sockets: 3 for each worker and frontend (socket, log pipe, spare), 16 channels,
+        // and workers of earlier policies until what they hold is closed.
+        limits: limits(192, None, 512 * MIB),
         seccomp: Some(&crate::seccomp::BROKER),
     },
     Row {

@@ -4,7 +4,9 @@ use authorize::{Asker, Policy, Sealed};
 use compile::{Bundle, RpcList, Source};
 use pipe::{Assembler, Decode, Encode, decode_head, encode_head};
 use proto::message::{FromFrontend, FromWorker, ToFrontend, ToWorker};
-use spawner::{FromBroker, FromSpawner, Plan};
+use spawner::plan::{mask_of, workers_of};
+use spawner::reloads::Reloads;
+use spawner::{Compiled, FromBroker, FromSpawner, Plan};
 
 /// A value has one form, so nothing that was read can be something else to the next reader.
 fn one_form<M: Encode + Decode<()>>(data: &[u8]) {
@@ -61,6 +63,15 @@ pub(crate) fn spawner_message(data: &[u8]) {
     }
     if let Ok((sequence, message)) = FromSpawner::decode(data) {
         assert_eq!(message.encode(sequence)[..], *data);
+    }
+    if let Ok(compiled) = Compiled::decode(data) {
+        assert_eq!(compiled.encode()[..], *data);
+        if let Some(workers) = workers_of(compiled.workers) {
+            assert_eq!(mask_of(&workers), Some(compiled.workers));
+        }
+    }
+    if let Some(reloads) = <&[u8; 16]>::try_from(data).ok().and_then(Reloads::decode) {
+        assert_eq!(reloads.encode()[..], *data);
     }
 }
 

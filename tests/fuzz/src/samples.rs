@@ -8,7 +8,8 @@ use proto::settings::{AuditSettings, AuditSink, ChannelSettings, Method, Setting
 use proto::{
     Answer, Denied, Dialect, Failed, Group, NoArguments, Payload, Reply, Request, agent, file, query,
 };
-use spawner::{Channel, Descriptors, FromBroker, FromSpawner, Plan, Reason};
+use spawner::reloads::{self, Reloads};
+use spawner::{Channel, Compiled, Descriptors, FromBroker, FromSpawner, Plan, Reason, Verdict};
 
 /// Inputs for the target called `name`, beside the files in `seeds/`.
 pub fn samples(name: &str) -> Vec<Vec<u8>> {
@@ -194,6 +195,8 @@ fn spawner_messages() -> Vec<Vec<u8>> {
         FromBroker::Ready,
         FromBroker::Rotate,
         FromBroker::Stop { status: 1 },
+        FromBroker::Frozen { frozen: true },
+        FromBroker::Reloaded { accepted: true },
     ];
     let from_spawner = [
         FromSpawner::Started { kind, instance, pid: 4711 },
@@ -202,9 +205,14 @@ fn spawner_messages() -> Vec<Vec<u8>> {
         FromSpawner::Frontend { channel: 0, pid: 4712 },
         FromSpawner::Rotated { number: 7 },
         FromSpawner::Kept { errno: 11 },
+        FromSpawner::Thaw,
+        FromSpawner::Reload { verdict: Verdict::Compiled },
     ];
+    let reloads =
+        Reloads { begun: 2, ended: 1, outcome: reloads::Outcome::Accepted, waits: false, settings: 7 };
     let one = from_broker.map(|message| message.encode(1).to_vec());
-    one.into_iter().chain(from_spawner.map(|message| message.encode(2).to_vec())).collect()
+    let others = [Compiled { workers: 1 << kind as u8 }.encode().to_vec(), reloads.encode().to_vec()];
+    one.into_iter().chain(from_spawner.map(|message| message.encode(2).to_vec())).chain(others).collect()
 }
 
 fn plan() -> Plan {
@@ -232,6 +240,7 @@ fn plan() -> Plan {
             ready: None,
             marker: Some(9),
             pid_file: Some(7),
+            command: Some(8),
         },
         audit_file: Some(spawner::AuditFile {
             name: b"audit.jsonl".to_vec(),

@@ -50,6 +50,7 @@ pub(crate) fn launch(arguments: &[OsString]) {
             marker: None,
             ready: None,
             pid_file: None,
+            command: None,
         },
         audit_file: None,
         frozen: false,
