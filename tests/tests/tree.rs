@@ -86,6 +86,41 @@ fn the_folders_at_the_top_are_six() {
     assert_eq!(folders, ["broker", "docs", "frontend", "policy", "tests", "workers"]);
 }
 
+/// The keys of the policy's language: the fields of what it is read into.
+fn keys_of_the_language() -> BTreeSet<String> {
+    let text = read("policy/compile/src/language.rs");
+    let mut keys = BTreeSet::new();
+    let mut lines = text.lines();
+    while lines.any(|line| line == "#[derive(Deserialize)]") {
+        let mut is_kebab = false;
+        let structure = lines.by_ref().take_while(|line| *line != "}");
+        for line in structure {
+            is_kebab |= line.contains("rename_all = \"kebab-case\"");
+            let field = line.strip_prefix("    ").and_then(|line| line.split_once(": "));
+            if let Some((name, _)) =
+                field.filter(|(name, _)| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+            {
+                keys.insert(if is_kebab { name.replace('_', "-") } else { name.to_owned() });
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn each_key_of_the_policys_language_is_documented() {
+    let keys = keys_of_the_language();
+    for known in ["version", "paths", "one-of", "requests-per-second", "disks", "environment"] {
+        assert!(keys.contains(known), "{known} is not found: {keys:?}");
+    }
+    let text = read("docs/policy.md");
+    let missing: Vec<&String> = keys
+        .iter()
+        .filter(|key| !text.contains(&format!("`{key}`")) && !text.contains(&format!("{key} =")))
+        .collect();
+    assert!(missing.is_empty(), "docs/policy.md: {missing:?}");
+}
+
 // ---------------------------------------------------------------- what cargo knows
 
 fn metadata() -> Value {

@@ -167,6 +167,15 @@ impl Configuration {
     }
 }
 
+/// The policy where none is configured: the usual file's, or what is taken without one.
+pub(crate) fn policy_in_force() -> Vec<Source> {
+    let file = Path::new(POLICY_FILE);
+    // Whatever is there: a part that stands alone, or a link to nowhere, is no reason to take another policy.
+    let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let any = there(file) || there(&file.with_extension("d"));
+    if any { policy_files(file) } else { usual_policy() }
+}
+
 /// The texts of a policy file: its own, then those of the folder beside it (`policy.d` for `policy.toml`) by name.
 ///
 /// What cannot be read, or somebody else could have written, is in the list as unusable: a policy without one of its parts may
@@ -432,13 +441,7 @@ impl Reader<'_> {
 
     /// A name without a slash is a preset, anything else a file. Without either it is the usual file if there is one.
     fn policy(&self, written: Option<Spanned<String>>) -> Result<Vec<Source>, Complaint> {
-        let Some(written) = written else {
-            let file = Path::new(POLICY_FILE);
-            // Whatever is there: a part that stands alone, or a link to nowhere, is no reason to take another policy.
-            let there = |path: &Path| fs::symlink_metadata(path).is_ok();
-            let any = there(file) || there(&file.with_extension("d"));
-            return Ok(if any { policy_files(file) } else { usual_policy() });
-        };
+        let Some(written) = written else { return Ok(policy_in_force()) };
         let name = written.get_ref();
         if !name.contains('/') {
             let known: Vec<(&str, ())> = PRESETS.iter().map(|(name, _)| (*name, ())).collect();

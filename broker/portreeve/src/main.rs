@@ -1,8 +1,9 @@
 //! `portreeve`: the command people type, also under the names `qemu-ga` and `phoenix-ga`.
 //!
-//! Runs with the rights of its caller, usually root, and reads what root wrote: options, environment, configuration. It
-//! parses no policy (a confined child does) and nothing that comes from a host, except for `portreeve call`, which is a
-//! client on the host's side and distrusts the guest, and `portreeve audit`, which distrusts the logs that it reads. To run the agent it execs the spawner in its own place, so that the
+//! Runs with the rights of its caller, usually root, and reads what root wrote: options, environment, configuration. To run the agent it
+//! parses no policy (a confined child does; `portreeve policy` does so itself, for whoever types it) and nothing that comes from a host,
+//! except for `portreeve call`, which is a client on the host's side and distrusts the guest, and `portreeve audit`, which distrusts the
+//! logs that it reads. To run the agent it execs the spawner in its own place, so that the
 //! process id stays; it never serves a request.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod launch;
 mod marker;
 mod phoenix_ga;
 mod policy;
+mod policy_tools;
 mod qemu_ga;
 mod recompile;
 mod reload;

@@ -13,7 +13,7 @@ use records::Head;
 use crate::configuration::{self, Configuration};
 use crate::launch::{Launch, launch};
 use crate::say::raw;
-use crate::{auditor, call, doctor, reload};
+use crate::{auditor, call, doctor, policy_tools, reload};
 
 /// Keeps the virtio port of a virtual machine: a guest agent that trusts neither the host nor itself.
 #[derive(Parser)]
@@ -63,6 +63,13 @@ enum Subcommands {
                       Example: portreeve audit verify /var/log/portreeve-audit.jsonl"
     )]
     Audit(Audit),
+    /// Check, show, explain, test, learn and compare policies, offline.
+    #[command(after_help = "Each of them says more with --help.\n\n\
+                            Example: portreeve policy explain 'guest-file-open path=/etc/shadow'")]
+    Policy {
+        #[command(subcommand)]
+        command: policy_tools::Tool,
+    },
 }
 
 /// What `portreeve audit` can do.
@@ -253,6 +260,7 @@ pub(crate) fn main(arguments: &[OsString]) -> ExitCode {
         Subcommands::Doctor(Doctor { pid, json }) => doctor::main(pid, json),
         Subcommands::Call(given) => call::main(&given),
         Subcommands::Audit(given) => auditor::main(given),
+        Subcommands::Policy { command } => policy_tools::main(&command),
     }
 }
 

@@ -224,13 +224,7 @@ impl<'a> Subject<'a> {
     }
 
     pub(crate) fn user(&self) -> Option<&'a Text> {
-        let Request::Account(request) = self.request else { return None };
-        Some(match request {
-            account::Request::SetUserPassword(request) => &request.username,
-            account::Request::GetKeys(request) => &request.username,
-            account::Request::AddKeys(request) => &request.username,
-            account::Request::RemoveKeys(request) => &request.username,
-        })
+        asked_user(self.request)
     }
 
     pub(crate) fn interface(&self) -> Option<&'a str> {
@@ -318,6 +312,17 @@ pub fn asked_path(request: &Request) -> Option<&Text> {
     })
 }
 
+/// The user that a request names.
+pub fn asked_user(request: &Request) -> Option<&Text> {
+    let Request::Account(request) = request else { return None };
+    Some(match request {
+        account::Request::SetUserPassword(request) => &request.username,
+        account::Request::GetKeys(request) => &request.username,
+        account::Request::AddKeys(request) => &request.username,
+        account::Request::RemoveKeys(request) => &request.username,
+    })
+}
+
 impl Conditions {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -400,7 +405,7 @@ impl Conditions {
 
     /// Whether a call of `command` that needs `group` could fit the modes: opening a file needs another right to write than to read
     /// (see [`Command::groups`]).
-    pub(crate) fn could_need(&self, group: Group, command: &Command) -> bool {
+    pub fn could_need(&self, group: Group, command: &Command) -> bool {
         let fits = |mode: &String| if mode == "r" { Group::FileRead } else { Group::FileWrite } == group;
         self.modes.is_empty() || command.groups().count() < 2 || self.modes.iter().any(fits)
     }

@@ -127,6 +127,10 @@ impl OfCommand {
             if !command.groups().any(|group| rule.is_about(command, group)) {
                 continue;
             }
+            // No call of a command without such an argument matches it, nor one that follows from another.
+            if !rule.when.kinds().all(|kind| kind.commands().contains(&command.name())) {
+                continue;
+            }
             if rule.when.could_hold(rule.outcome.side(), command) {
                 of.possible.push(position);
             }

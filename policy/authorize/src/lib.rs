@@ -18,7 +18,7 @@ mod trace;
 
 use std::sync::Arc;
 
-pub use conditions::{Argument, Conditions, Facts, Kind, PowerMode, Program, asked_path};
+pub use conditions::{Argument, Conditions, Facts, Kind, PowerMode, Program, asked_path, asked_user};
 pub use pattern::{BadPattern, Network, Pattern};
 pub use policy::{Origin, Outcome, Policy, Rule};
 pub use redaction::{Member, Redaction};

@@ -305,11 +305,26 @@ impl Network {
             && self.network(self.prefix) == other.network(self.prefix)
     }
 
+    /// The network that it lies in, with no bits behind the prefix.
+    pub fn masked(&self) -> Network {
+        Network { address: self.network(self.prefix), ..*self }
+    }
+
     fn network(&self, prefix: u8) -> u128 {
         let bits: u32 = if self.is_ipv4 { 32 } else { 128 };
         let host = bits.saturating_sub(u32::from(prefix));
         // Shifting by all 128 bits is no shift.
         self.address.checked_shr(host).unwrap_or(0).checked_shl(host).unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = match (self.is_ipv4, u32::try_from(self.address)) {
+            (true, Ok(address)) => IpAddr::V4(address.into()),
+            _ => IpAddr::V6(self.address.into()),
+        };
+        write!(formatter, "{address}/{}", self.prefix)
     }
 }
 
@@ -478,6 +493,8 @@ mod tests {
         assert!(!network("10.0.0.0/8").contains(&network("11.0.0.1")));
         assert!(network("::/0").contains(&network("fe80::1/64")));
         assert!(!network("::/0").contains(&network("10.0.0.1")));
+        assert_eq!(network("10.1.2.3/8").masked().to_string(), "10.0.0.0/8");
+        assert_eq!(network("fd00::1/8").masked().to_string(), "fd00::/8");
         assert!(network("10.0.0.1/8").has_host_bits() && !network("0.0.0.0/0").has_host_bits());
         for text in ["", "10.0.0.0/33", "10.0.0.0/", "10.0.0/8", "::/129", "10.0.0.0/+8", "eth0"] {
             assert_eq!(Network::parse(text), None, "{text}");
