@@ -204,7 +204,10 @@ impl Configuration {
 /// The policy where none is configured: the usual file's, or what is taken without one.
 pub(crate) fn policy_in_force() -> Vec<Source> {
     let file = Path::new(POLICY_FILE);
-    if file.exists() { policy_files(file) } else { usual_policy() }
+    // Whatever is there: a part that stands alone, or a link to nowhere, is no reason to take another policy.
+    let there = |path: &Path| fs::symlink_metadata(path).is_ok();
+    let any = there(file) || there(&file.with_extension("d"));
+    if any { policy_files(file) } else { usual_policy() }
 }
 
 /// The texts of a policy file: its own, then those of the folder beside it (`policy.d` for `policy.toml`) by name.

@@ -648,7 +648,8 @@ fn what_is_started_after_a_policy_was_accepted_is_born_with_it() {
     agent.signal(Signal::SIGHUP);
     let offered = agent.receive();
     assert_eq!(offered.message, FromSpawner::Reload { verdict: Verdict::Compiled });
-    let form = offered.file.expect("it comes along");
+    let [form, _] = offered.descriptors;
+    let form = form.expect("it comes along");
     assert_eq!(jail::sealed::read(form.as_fd(), 100).expect("is sealed"), agent.form());
 
     // Not yet accepted: what is started has the old one.
