@@ -145,6 +145,7 @@ fn emit(out: &mut String, list: &str, lines: &[Line]) {
         }
         same.push(line);
     }
+    let calls = rules.len();
     let upper = list.to_ascii_uppercase();
     writeln!(out, "const {upper}_RULES: &[Rule] = &[").expect("a string grows");
     for line in rules.values().flatten() {
@@ -162,7 +163,7 @@ fn emit(out: &mut String, list: &str, lines: &[Line]) {
 /// The calls of `policy/seccomp/{list}.policy`.
 pub static {upper}: Filter = {{
     const PROGRAM: Assembly = Assembly::of({upper}_RULES);
-    Filter {{ name: {list:?}, program: &PROGRAM.cut::<{{ PROGRAM.length }}>() }}
+    Filter {{ name: {list:?}, calls: {calls}, program: &PROGRAM.cut::<{{ PROGRAM.length }}>() }}
 }};"
     )
     .expect("a string grows");

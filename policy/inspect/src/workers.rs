@@ -1,8 +1,8 @@
 //! What the kernel lets each worker do, and which workers cannot exist under a policy.
 
 use authorize::Policy;
+use jail::Role;
 use jail::roles::{LandlockPaths, Network, RootView, row};
-use jail::{Role, seccomp};
 use proto::{Group, Privilege};
 use serde::Serialize;
 
@@ -79,12 +79,7 @@ pub(crate) fn worker(role: Role, policy: &Policy, possible: Calls, uid_base: u32
         capabilities: row.capabilities.iter().filter(|one| is_kept(one)).map(ToString::to_string).collect(),
         sees: format!("{root}, {network}"),
         landlock: landlock(row.landlock, policy),
-        seccomp: row.seccomp.and_then(|filter| {
-            let list = seccomp::LISTS.iter().find(|list| list.name == filter.name)?;
-            let mut names: Vec<&str> = list.rules.iter().map(|rule| rule.name).collect();
-            names.dedup();
-            Some((list.name.to_owned(), names.len()))
-        }),
+        seccomp: row.seccomp.map(|filter| (filter.name.to_owned(), filter.calls)),
         reason: row.reason,
     }
 }

@@ -32,6 +32,8 @@ pub struct List {
 pub struct Filter {
     /// File name without `.policy`.
     pub name: &'static str,
+    /// How many different calls it lets through, some of them with certain arguments only.
+    pub calls: usize,
     program: &'static [sock_filter],
 }
 
