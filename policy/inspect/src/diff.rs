@@ -17,8 +17,11 @@ use crate::case::{Case, Verdict, decide, literal};
 use crate::verdicts::Channels;
 use crate::{Loaded, request, words};
 
-/// Requests that are held against both policies at most: a second or two.
-const WITNESSES: usize = 200_000;
+/// Requests that are held against both policies: at most, and at least if there are so many.
+const WITNESSES: (usize, usize) = (5_000, 200_000);
+
+/// Rules that all of these are held against: each may have to be asked for each request, and patterns can be slow.
+const COMPARISONS: usize = 100_000_000;
 
 /// Values of one condition that are tried.
 const VALUES: usize = 1000;
@@ -180,6 +183,7 @@ struct Witnesses<'a> {
     channels: Vec<String>,
     found: Vec<Case>,
     seen: HashSet<String>,
+    most: usize,
     is_cut: bool,
 }
 
@@ -188,7 +192,9 @@ impl<'a> Witnesses<'a> {
         let channels = Channels::of(policies);
         let mut names = channels.named.clone();
         names.push(channels.other());
+        let rules: usize = policies.iter().map(|policy| policy.rules().count()).sum();
         Witnesses {
+            most: COMPARISONS.checked_div(rules).unwrap_or(WITNESSES.1).clamp(WITNESSES.0, WITNESSES.1),
             policies,
             channels: names,
             found: Vec::new(),
@@ -226,8 +232,9 @@ impl<'a> Witnesses<'a> {
     }
 
     fn is_full(&mut self) -> bool {
-        self.is_cut |= self.found.len() >= WITNESSES;
-        self.is_cut && self.found.len() >= WITNESSES
+        let is_full = self.found.len() >= self.most;
+        self.is_cut |= is_full;
+        is_full
     }
 
     fn of_rule(&mut self, rule: &Rule) {
