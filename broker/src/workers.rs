@@ -190,12 +190,21 @@ impl Workers {
     /// A worker of `role` that can take a job now, started if need be.
     pub(crate) async fn acquire(&self, broker: &Rc<Broker>, role: Role) -> Result<Rc<Instance>, Failed> {
         let row = row(role);
+        let mut once_more = true;
         loop {
             if let Some(instance) = self.pick(broker, &row) {
                 match instance.when_ready().await {
                     Ok(()) => return Ok(instance),
                     // By the time that it was there it was one of an earlier policy.
                     Err(_) if instance.is_retired() => continue,
+                    // Killed between its exec and its hello it has done nothing yet: another can be asked as well.
+                    Err(why) if instance.was_executed() && std::mem::take(&mut once_more) => {
+                        tracing::warn!(
+                            "the {} ended before it was ready: {why}; another is started",
+                            instance.name()
+                        );
+                        continue;
+                    }
                     Err(why) => {
                         let name = row.role.name();
                         return Err(Failed::new(format!("the {name} worker does not start: {why}")));
@@ -379,6 +388,11 @@ impl Instance {
             }
             changed.await;
         }
+    }
+
+    /// Whether the spawner has started it, ready or not.
+    fn was_executed(&self) -> bool {
+        self.outbox.get().is_some()
     }
 
     async fn when_ready(&self) -> Result<(), String> {
