@@ -173,7 +173,7 @@ fn a_policy_that_is_wrong_is_shown_and_the_agent_is_not_even_asked() {
     assert!(said.contains(&place), "{said}");
     assert!(said.contains("\n  commands = [\"guest-exce\"]\n              ^^^^^^^^^^^^"), "{said}");
     assert!(said.contains("not reloaded, the policy in force stays"), "{said}");
-    assert_eq!(agent.log(), "", "it was asked");
+    assert!(!agent.log().contains("polic"), "it was asked: {}", agent.log());
 }
 
 #[test]

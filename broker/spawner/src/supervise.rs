@@ -7,7 +7,7 @@
 //!  broker ends ──► frontends and workers are killed ──► broker again (backoff) ──► frontends on the same channels
 //!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
-//!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended SIGTERM to all, SIGKILL after 1 s, gone after 2 s
+//!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended, or after 0.3 s, SIGTERM to all; SIGKILL after 1 s, gone after 2 s
 //!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
 //!  SIGHUP ──► the policy is compiled anew (`reload`), where the plan says so
 //! ```
@@ -51,7 +51,10 @@ const BROKER_TRIES: u32 = 5;
 /// Starts of one kind of worker at once; one more each second.
 const ALLOWANCE: u32 = 10;
 
-/// From SIGTERM to SIGKILL, and to leaving those behind that hang in the kernel.
+/// How long the broker may take for its last record before it gets SIGTERM like everybody else.
+const LAST_RECORD: Duration = Duration::from_millis(300);
+
+/// From the end's begin to SIGKILL, and to leaving those behind that hang in the kernel.
 const KILL_AFTER: Duration = Duration::from_secs(1);
 const LEAVE_AFTER: Duration = Duration::from_millis(1800);
 
@@ -180,6 +183,8 @@ impl Allowance {
 
 struct Ending {
     status: i32,
+    /// Until the broker has had its time; then SIGTERM has been sent.
+    terminate_at: Option<Instant>,
     kill_at: Instant,
     leave_at: Instant,
     thawed_by: Instant,
@@ -273,6 +278,12 @@ impl Supervisor {
         if self.children.is_empty() || (now >= ending.leave_at && !thaws) {
             return Some(ending.status);
         }
+        if ending.terminate_at.is_some_and(|at| now >= at) {
+            ending.terminate_at = None;
+            for child in &self.children {
+                child.born.signal(libc::SIGTERM);
+            }
+        }
         if now >= ending.kill_at && !ending.killed {
             ending.killed = true;
             for child in self.children.iter().filter(|child| child.role != Role::Fsfreeze) {
@@ -300,19 +311,12 @@ impl Supervisor {
         self.waiting.stopping();
         // The broker first: it sees the end of its socket, writes its last record and goes; then the others.
         self.control = None;
-        if !self.is_running(Role::Broker, 0) {
-            self.terminate();
-        }
+        let last_record = if self.is_running(Role::Broker, 0) { LAST_RECORD } else { Duration::ZERO };
         self.end_reload();
         self.thaw_until = None;
         let (kill_at, leave_at, thawed_by) = (later(KILL_AFTER), later(LEAVE_AFTER), later(THAWING));
-        self.ending = Some(Ending { status, kill_at, leave_at, thawed_by, killed: false });
-    }
-
-    fn terminate(&self) {
-        for child in &self.children {
-            child.born.signal(libc::SIGTERM);
-        }
+        let terminate_at = Some(later(last_record));
+        self.ending = Some(Ending { status, terminate_at, kill_at, leave_at, thawed_by, killed: false });
     }
 
     fn start_due(&mut self) {
@@ -481,7 +485,7 @@ impl Supervisor {
         let earliest = match &self.ending {
             Some(ending) if ending.killed && Instant::now() >= ending.leave_at => Some(ending.thawed_by),
             Some(ending) if ending.killed => Some(ending.leave_at),
-            Some(ending) => Some(ending.kill_at),
+            Some(ending) => Some(ending.terminate_at.unwrap_or(ending.kill_at)),
             None => {
                 let broker = (!self.is_running(Role::Broker, 0)).then_some(self.broker.next);
                 let lines = (0..).zip(&self.lines).filter_map(|(instance, line)| match line.descriptor {
@@ -615,11 +619,13 @@ impl Supervisor {
     fn has_ended(&mut self, child: &Child, status: libc::c_int) {
         let Child { role, instance, since, orphan, .. } = *child;
         if role == Role::Broker {
-            if self.ending.is_none() {
-                log(Level::Critical, &format_args!("the broker has ended ({})", Ended(status)));
-                self.broker_has_ended(since.elapsed());
-            } else {
-                self.terminate();
+            match &mut self.ending {
+                None => {
+                    log(Level::Critical, &format_args!("the broker has ended ({})", Ended(status)));
+                    self.broker_has_ended(since.elapsed());
+                }
+                Some(Ending { terminate_at: Some(at), .. }) => *at = Instant::now(),
+                Some(_) => {}
             }
             self.control = None;
             return;

@@ -572,7 +572,7 @@ mod tests {
     fn an_unknown_key_is_shown() {
         assert_eq!(
             wrong("version = 1\n[[rule]]\noutcome = \"allow\"\ncommand = [\"guest-exec\"]\n"),
-            "p.toml:4: unknown field `command`, expected one of `outcome`, `commands`, `groups`, `channels`, `dialects`, `paths`, `modes`, `users`, `uids`, `interfaces`, `networks`, `mountpoints`, `units`, `power`, `program`, `text`, `limits`, `redact`\n\
+            "p.toml:4: unknown field `command`, expected one of `outcome`, `commands`, `groups`, `channels`, `dialects`, `paths`, `modes`, `users`, `uids`, `interfaces`, `networks`, `mountpoints`, `units`, `power`, `program`, `text`, `record`, `limits`, `redact`\n\
              \x20 command = [\"guest-exec\"]\n\
              \x20 ^^^^^^^"
         );
