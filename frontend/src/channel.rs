@@ -236,19 +236,19 @@ impl Device {
     }
 
     /// What a host wrote may be there before the kernel knows that the host is, and until then reading ends, as if it had gone. Waits
-    /// until the kernel knows; no longer than `limit`, since the host may really have gone.
+    /// until the kernel knows, no longer than `limit`: false if the host has really gone.
     ///
     /// # Errors
     /// As [`Self::wake`].
-    pub async fn meet(&mut self, limit: Duration) -> io::Result<()> {
+    pub async fn meet(&mut self, limit: Duration) -> io::Result<bool> {
         if !self.hung_up {
-            return Ok(());
+            return Ok(true);
         }
         let met = async {
             while !matches!(self.wake(false, true).await?, Wake::Writable) {}
-            Ok(())
+            Ok(true)
         };
-        tokio::time::timeout(limit, met).await.unwrap_or(Ok(()))
+        tokio::time::timeout(limit, met).await.unwrap_or(Ok(false))
     }
 
     /// Reads what is there.

@@ -28,7 +28,7 @@ const CONGESTED: usize = 1 << 20;
 /// After something large, memory goes back to the system when nothing has happened for so long.
 const QUIET: Duration = Duration::from_millis(200);
 /// How long after a host's first words the kernel may take to say that the host is there.
-const MEETING: Duration = Duration::from_secs(1);
+const MEETING: Duration = Duration::from_millis(300);
 /// How long the last replies may take to be written when the agent ends.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -278,8 +278,11 @@ impl Serving {
                 self.unread = 0..count;
                 if !std::mem::replace(&mut self.has_spoken, true)
                     && let Link::Device(device) = &mut self.link
+                    && !device.meet(MEETING).await.map_err(|error| self.gone(error))?
                 {
-                    device.meet(MEETING).await.map_err(|error| self.gone(error))?;
+                    // What comes next is another host's.
+                    self.feed();
+                    self.leave();
                 }
             }
             Moved::Blocked => {}
