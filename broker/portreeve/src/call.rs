@@ -227,7 +227,7 @@ fn refusal(call: &Call, error: &Value) -> String {
     let (class, why) = (text("class"), text("desc"));
     let hint = if why.contains("has been disabled") {
         format!("\nThe agent's policy refuses it. What it serves: portreeve call {} guest-info", call.socket)
-    } else if why.contains("has not been found") {
+    } else if class == "CommandNotFound" {
         format!("\nThis agent has no such command. What it has: portreeve call {} guest-info", call.socket)
     } else {
         String::new()

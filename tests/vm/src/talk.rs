@@ -333,9 +333,11 @@ impl Shell {
 
     /// Whether a command succeeds within `limit`, tried again and again.
     pub fn becomes_true(&mut self, command: &str, limit: Duration) -> bool {
+        /// A guest that reboots meanwhile never answers what it was asked before.
+        const ONE_TRY: Duration = Duration::from_secs(15);
         let until = Instant::now() + limit;
         loop {
-            if self.run(command, LIMIT).is_ok_and(|(status, _)| status == 0) {
+            if self.run(command, limit.min(ONE_TRY)).is_ok_and(|(status, _)| status == 0) {
                 return true;
             }
             if Instant::now() > until {

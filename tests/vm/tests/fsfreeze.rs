@@ -366,7 +366,12 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         let go_on = format!(
             "for n in 0 1 2 3; do [ $(cat /run/n$n) -gt $(echo '{before}' | sed -n $((n+1))p) ] || exit 1; done"
         );
-        assert!(guest.becomes_true(&go_on, SOON), "{told}: writers stand still; {}", guest.agent_log());
+        if !guest.becomes_true(&go_on, SOON) {
+            let (_, writers) = guest.sh(
+                "cat /run/n0 /run/n1 /run/n2 /run/n3; ps -o pid,stat,args | grep ' D'; dmesg | tail -n 5",
+            );
+            panic!("{told}: writers stand still at {before:?}: {writers}; {}", guest.agent_log());
+        }
         assert_eq!(guest.agent.call("guest-fsfreeze-status", ()).unwrap(), "thawed", "{told}");
         if let Err(error) = guest.agent.call("guest-get-host-name", ()) {
             panic!("{told}: {error}; {}", guest.agent_log());
