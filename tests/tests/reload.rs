@@ -192,12 +192,14 @@ fn sighup_with_a_policy_that_is_wrong_leaves_the_old_one_in_force_and_says_so() 
     );
     assert_eq!((&record["accepted"], &record["why"]), (&json!(false), &json!(place)));
     assert_eq!(record["policy"]["name"], text(&agent.path("policy.toml")));
+    // The spawner says it when the broker has recorded it.
+    let stays = "the policy was not reloaded: the one in force stays";
+    assert!(wait_until(|| agent.log().contains(stays)), "{}", agent.log());
     let log = agent.log();
     assert!(
         log.contains(&format!("{place}\n  commands = [\"guest-exce\"]\n              ^^^^^^^^^^^^\n")),
         "{log}"
     );
-    assert!(log.contains("the policy was not reloaded: the one in force stays"), "{log}");
     host.refused("guest-get-users", json!({}));
     host.call("guest-get-host-name", json!({}));
     assert_eq!(agent.process("query"), query);

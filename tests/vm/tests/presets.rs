@@ -7,6 +7,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use vm::{Guest, Options};
 
@@ -34,10 +36,14 @@ fn ends_it(command: &str) -> bool {
     command.starts_with("guest-suspend-") || matches!(command, "guest-shutdown" | "agent-shutdown")
 }
 
-/// The policy's words, in either dialect.
+/// The policy's words, which Phoenix's dialect has in base64.
 fn is_refusal(answer: &Value) -> bool {
-    let text = answer["error"].to_string();
-    ["the command is not allowed", "Permission denied", "are not set from outside", "disabled"]
+    let error = &answer["error"];
+    let text = match error["bufb64"].as_str() {
+        Some(text) => String::from_utf8(STANDARD.decode(text).unwrap()).unwrap(),
+        None => error["desc"].as_str().unwrap_or_default().to_owned(),
+    };
+    ["the command is not allowed", "Permission denied", "are not set from outside"]
         .iter()
         .any(|words| text.contains(words))
 }
