@@ -362,7 +362,10 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         }
         guest.agent.sync();
         guest.agent.call("guest-fsfreeze-thaw", ()).unwrap_or_else(|error| panic!("{told}: {error}"));
-        let before = guest.output("cat /run/n0 /run/n1 /run/n2 /run/n3");
+        // A writer that has just emptied its file has not written its number yet.
+        let before = std::iter::repeat_with(|| guest.output("cat /run/n0 /run/n1 /run/n2 /run/n3"))
+            .find(|numbers| numbers.lines().count() == MOUNTS.len())
+            .unwrap();
         let go_on = format!(
             "for n in 0 1 2 3; do [ $(cat /run/n$n) -gt $(echo '{before}' | sed -n $((n+1))p) ] || exit 1; done"
         );
