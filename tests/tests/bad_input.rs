@@ -762,10 +762,15 @@ fn what_a_frontend_says_of_requests_that_are_gone_is_no_fault() {
 fn hired(broker: &LoneBroker) -> (Pipe<FromFrontend, ToFrontend>, OwnedFd) {
     let frontend = broker.frontend();
     frontend.send(1, 0, &load(), &[]).unwrap();
+    let worker = hired_for_it(broker);
+    (frontend, worker)
+}
+
+/// The worker that the broker asks the spawner for.
+fn hired_for_it(broker: &LoneBroker) -> OwnedFd {
     let (sequence, said) = broker.next();
     assert_eq!(said, FromBroker::Start { kind: Role::Query, instance: 0 });
-    let worker = broker.hand(FromSpawner::Started { kind: Role::Query, instance: 0, pid: 1 }, sequence);
-    (frontend, worker)
+    broker.hand(FromSpawner::Started { kind: Role::Query, instance: 0, pid: 1 }, sequence)
 }
 
 /// The answer that a frontend gets to its first request.
@@ -779,15 +784,32 @@ fn answer(frontend: &Pipe<FromFrontend, ToFrontend>) -> proto::Answer {
     }
 }
 
-/// The worker is killed, and its job answered for it.
-fn kills_the_worker(broker: &LoneBroker, frontend: &Pipe<FromFrontend, ToFrontend>) {
+/// The worker is killed.
+fn has_the_worker_killed(broker: &LoneBroker) {
     assert_eq!(broker.next().1, FromBroker::Kill { kind: Role::Query, instance: 0 });
     broker
         .control
         .send_event(FromSpawner::Exited { kind: Role::Query, instance: 0, status: 9 }, 0, &[])
         .unwrap();
+}
+
+/// The worker is killed, and its job answered for it.
+fn kills_the_worker(broker: &LoneBroker, frontend: &Pipe<FromFrontend, ToFrontend>) {
+    has_the_worker_killed(broker);
     let proto::Answer::Failed(failed) = answer(frontend) else { panic!("no failure") };
     assert!(failed.text.contains("query worker"), "{failed}");
+}
+
+/// The worker is killed before it had a job, so that another is asked; when that one says the same, the job is
+/// answered for it.
+fn kills_the_worker_that_begins_with(hello: &FromWorker) {
+    let broker = LoneBroker::start();
+    let (frontend, first) = hired(&broker);
+    say(&first, 0, hello, &[]);
+    has_the_worker_killed(&broker);
+    let second = hired_for_it(&broker);
+    say(&second, 0, hello, &[]);
+    kills_the_worker(&broker, &frontend);
 }
 
 fn worker_hello() -> FromWorker {
@@ -822,18 +844,12 @@ fn the_broker_has_a_worker_killed_that_sends_noise() {
 
 #[test]
 fn the_broker_has_a_worker_killed_that_is_of_another_build() {
-    let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &FromWorker::Hello(Hello { role: "query".to_owned(), ..foreign_hello() }), &[]);
-    kills_the_worker(&broker, &frontend);
+    kills_the_worker_that_begins_with(&FromWorker::Hello(Hello { role: "query".to_owned(), ..foreign_hello() }));
 }
 
 #[test]
 fn the_broker_has_a_worker_killed_that_is_another_worker() {
-    let broker = LoneBroker::start();
-    let (frontend, worker) = hired(&broker);
-    say(&worker, 0, &FromWorker::Hello(Hello { role: "exec".to_owned(), ..hello() }), &[]);
-    kills_the_worker(&broker, &frontend);
+    kills_the_worker_that_begins_with(&FromWorker::Hello(Hello { role: "exec".to_owned(), ..hello() }));
 }
 
 #[test]
@@ -909,9 +925,9 @@ fn a_worker_that_sends_more_than_it_may_is_killed() {
 #[test]
 fn a_worker_that_never_says_hello_is_killed_after_five_seconds() {
     let broker = LoneBroker::start();
-    let (frontend, _worker) = hired(&broker);
+    let (_frontend, _worker) = hired(&broker);
     let begin = Instant::now();
-    kills_the_worker(&broker, &frontend);
+    has_the_worker_killed(&broker);
     assert!(begin.elapsed() > Duration::from_secs(4), "{:?}", begin.elapsed());
 }
 
