@@ -844,7 +844,10 @@ fn the_broker_has_a_worker_killed_that_sends_noise() {
 
 #[test]
 fn the_broker_has_a_worker_killed_that_is_of_another_build() {
-    kills_the_worker_that_begins_with(&FromWorker::Hello(Hello { role: "query".to_owned(), ..foreign_hello() }));
+    kills_the_worker_that_begins_with(&FromWorker::Hello(Hello {
+        role: "query".to_owned(),
+        ..foreign_hello()
+    }));
 }
 
 #[test]

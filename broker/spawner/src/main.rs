@@ -17,6 +17,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use jail::Role;
+use jail::empty::Empty;
 use spawner::Plan;
 
 use crate::rotate::Log;
@@ -75,7 +76,12 @@ fn run() -> Result<i32, String> {
     let reloads = reloads.map_err(said("a memory file"))?;
     let pid_file = take(descriptors.pid_file).map_err(said("the pid file"))?.zip(plan.pid_file.clone());
 
-    let network = if root { empty_network() } else { None };
+    let empty = root.then(Empty::make).transpose().map_err(|error| {
+        format!(
+            "cannot make empty namespaces: {error}; the spawner needs CAP_SYS_ADMIN and CAP_SYS_CHROOT: a container or unit that \
+             takes them away must run the agent as an ordinary user"
+        )
+    })?;
     // With one of these there is no filter: the administrator's and the distribution's programs descend from us and would inherit it.
     let filtered = root && ![Role::Exec, Role::Account, Role::Hook].iter().any(|role| plan.permits(*role));
     if !root {
@@ -86,10 +92,11 @@ fn run() -> Result<i32, String> {
     } else if filtered {
         jail::seccomp::irrevocably_filter_spawner().map_err(said("cannot filter the spawner"))?;
     }
-    let programs = open_programs(&plan, &directory)?;
+    let owner = std::fs::metadata("/proc/self/exe").map_or(0, |metadata| metadata.uid());
+    let programs = open_programs(&plan, &directory, owner)?;
     let reload = match command.zip(reloads) {
         Some((command, reloads)) => {
-            let compiler = open_program(&directory, Role::Compile)?;
+            let compiler = open_program(&directory, Role::Compile, owner)?;
             Some(Reload::new(Program::of(command, c"portreeve-recompile"), compiler, filtered, reloads))
         }
         None => None,
@@ -108,7 +115,7 @@ fn run() -> Result<i32, String> {
         chain,
         state,
         marker,
-        network,
+        empty,
         signals,
     };
     let waiting = Waiting::new(ready, plan.notify_socket.clone());
@@ -188,39 +195,21 @@ fn show_name(name: &[u8]) {
     }
 }
 
-/// Makes the network namespace that all roles without a network share. None if the kernel refuses: then each makes its own,
-/// or does not start.
-fn empty_network() -> Option<OwnedFd> {
-    let open = || std::fs::File::open("/proc/self/ns/net").map(OwnedFd::from);
-    let own = open().ok()?;
-    // SAFETY: unshare takes a number; this process has one thread.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        return None;
-    }
-    let empty = open();
-    // SAFETY: setns takes two numbers; the descriptor is open.
-    let back = unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWNET) };
-    // In the wrong network the channels would listen where nobody is: vsock is one of them.
-    assert!(back == 0, "cannot go back to the host's network: {}", io::Error::last_os_error());
-    empty.ok()
-}
-
 /// Opens what the plan permits. Where the policy can be reloaded, whatever else is installed, too: programs of one build belong
 /// together, and by the next reload others may lie there.
-fn open_programs(plan: &Plan, directory: &OwnedFd) -> Result<Vec<(Role, Program)>, String> {
+fn open_programs(plan: &Plan, directory: &OwnedFd, owner: u32) -> Result<Vec<(Role, Program)>, String> {
     let mut programs = Vec::with_capacity(Role::ALL.len());
     for role in Role::ALL {
         if matches!(role, Role::Broker | Role::Frontend) || plan.permits(role) {
-            programs.push((role, open_program(directory, role)?));
+            programs.push((role, open_program(directory, role, owner)?));
         } else if role.is_worker() && plan.descriptors.command.is_some() {
-            programs.extend(open_program(directory, role).ok().map(|program| (role, program)));
+            programs.extend(open_program(directory, role, owner).ok().map(|program| (role, program)));
         }
     }
     Ok(programs)
 }
 
-fn open_program(directory: &OwnedFd, role: Role) -> Result<Program, String> {
-    let owner = std::fs::metadata("/proc/self/exe").map_or(0, |metadata| metadata.uid());
+fn open_program(directory: &OwnedFd, role: Role, owner: u32) -> Result<Program, String> {
     Program::open(directory, role, owner)
         .map_err(|error| format!("cannot open {}: {error}", role.executable()))
 }

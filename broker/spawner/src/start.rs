@@ -26,6 +26,9 @@ pub(crate) const BORN_WITH: usize = 10;
 const PROGRAM: RawFd = 10;
 const FAILURE: RawFd = 11;
 
+/// Behind them what the child takes to its empty root, if it shall have one.
+const _: () = assert!(jail::empty::BORN_WITH[0] == FAILURE + 1 && jail::empty::BORN_WITH[2] == FAILURE + 3);
+
 /// Above every number that is being filled, so that nothing is overwritten before it was moved.
 const ABOVE: RawFd = 50;
 
@@ -93,6 +96,8 @@ pub(crate) struct Birth<'a> {
     pub(crate) descriptors: [Option<BorrowedFd<'a>>; BORN_WITH],
     /// The empty network to join.
     pub(crate) network: Option<BorrowedFd<'a>>,
+    /// The namespaces of the empty root, which the child enters itself when it has its files.
+    pub(crate) root: Option<[BorrowedFd<'a>; 3]>,
 }
 
 /// A running child.
@@ -128,9 +133,19 @@ impl Born {
 pub(crate) fn start(birth: &Birth<'_>) -> io::Result<Born> {
     let base = CString::new(birth.uid_base.to_string())?;
     let instance = CString::new(birth.instance.to_string())?;
-    let network = CString::new(jail::IN_EMPTY_NETWORK)?;
-    let network = if birth.network.is_some() { network.as_ptr() } else { ptr::null() };
-    let arguments = [birth.program.name.as_ptr(), base.as_ptr(), instance.as_ptr(), network, ptr::null()];
+    let (network, root) = (CString::new(jail::IN_EMPTY_NETWORK)?, CString::new(jail::WITH_EMPTY_ROOT)?);
+    let words = [birth.network.is_some().then_some(&network), birth.root.is_some().then_some(&root)];
+    let mut arguments = [
+        birth.program.name.as_ptr(),
+        base.as_ptr(),
+        instance.as_ptr(),
+        ptr::null(),
+        ptr::null(),
+        ptr::null(),
+    ];
+    for (place, word) in arguments.iter_mut().skip(3).zip(words.into_iter().flatten()) {
+        *place = word.as_ptr();
+    }
     let (failure, failure_child) = pipe(libc::O_CLOEXEC)?;
     // SAFETY: getpid has no preconditions.
     let parent = unsafe { libc::getpid() };
@@ -172,7 +187,7 @@ pub(crate) fn start(birth: &Birth<'_>) -> io::Result<Born> {
 /// What a child reads.
 struct Child<'a> {
     birth: &'a Birth<'a>,
-    arguments: [*const libc::c_char; 5],
+    arguments: [*const libc::c_char; 6],
     parent: libc::pid_t,
     failure: RawFd,
 }
@@ -241,6 +256,11 @@ fn prepare_and_exec(child: &Child<'_>) -> Result<Infallible, Failure> {
         )
     };
     let then = |result: libc::c_int| if result < 0 { Err((errno(), failure_high)) } else { Ok(result) };
+    let mut root = [-1; 3];
+    for (place, namespace) in root.iter_mut().zip(birth.root.iter().flatten()) {
+        // SAFETY: as above.
+        *place = then(unsafe { libc::fcntl(namespace.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ABOVE) })?;
+    }
     for (target, source) in (0..).zip(high) {
         // SAFETY: both are numbers of this process's own table, which no other thread uses; close may fail for one that is not open.
         unsafe {
@@ -256,10 +276,15 @@ fn prepare_and_exec(child: &Child<'_>) -> Result<Infallible, Failure> {
         then(libc::dup3(program, PROGRAM, libc::O_CLOEXEC))?;
         then(libc::dup3(failure_high, FAILURE, libc::O_CLOEXEC))?;
     }
+    let mut last = FAILURE;
+    for (target, source) in jail::empty::BORN_WITH.into_iter().zip(root).filter(|(_, source)| *source >= 0) {
+        // SAFETY: as above.
+        last = then(unsafe { libc::dup3(source, target, 0) })?;
+    }
 
     // A3. The one way to be sure; a copy left over would also hide a peer's end.
-    // SAFETY: close_range takes three numbers; nothing above FAILURE is used any more.
-    if unsafe { libc::syscall(libc::SYS_close_range, FAILURE + 1, libc::c_uint::MAX, 0) } < 0 {
+    // SAFETY: close_range takes three numbers; nothing above `last` is used any more.
+    if unsafe { libc::syscall(libc::SYS_close_range, last + 1, libc::c_uint::MAX, 0) } < 0 {
         return Err((errno(), FAILURE));
     }
 

@@ -19,7 +19,8 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use jail::Role;
-use jail::roles::{Network, row};
+use jail::empty::Empty;
+use jail::roles::{Network, RootView, row};
 use spawner::message::INSTANCES;
 use spawner::plan::CHANNELS;
 use spawner::{Channel, Control, ControlError, FromBroker, FromSpawner, Method, Plan, Reason};
@@ -80,8 +81,8 @@ pub(crate) struct Equipment {
     pub(crate) chain: Option<OwnedFd>,
     pub(crate) state: Option<OwnedFd>,
     pub(crate) marker: Option<OwnedFd>,
-    /// The empty network.
-    pub(crate) network: Option<OwnedFd>,
+    /// The namespaces that hold nothing.
+    pub(crate) empty: Option<Empty>,
     /// A signalfd for SIGTERM and SIGINT, and for SIGHUP where it reloads.
     pub(crate) signals: OwnedFd,
 }
@@ -693,8 +694,11 @@ impl Equipment {
             .iter()
             .find_map(|(of, program)| (*of == role).then_some(program))
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
-        let network = self.network.as_ref().filter(|_| row(role).network == Network::Empty).map(AsFd::as_fd);
-        Ok(Birth { program, uid_base: self.uid_base, instance, descriptors, network })
+        let (empty, row) = (self.empty.as_ref(), row(role));
+        let network = empty.filter(|_| row.network == Network::Empty).map(|empty| empty.network.as_fd());
+        let root =
+            empty.filter(|_| row.root == RootView::Empty).map(|empty| empty.root.each_ref().map(AsFd::as_fd));
+        Ok(Birth { program, uid_base: self.uid_base, instance, descriptors, network, root })
     }
 }
 

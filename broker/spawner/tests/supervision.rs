@@ -97,6 +97,7 @@ const TESTS: &[(&str, fn())] = &[
         an_unconfined_spawner_starts_workers_without_a_filter,
     ),
     ("workers_without_a_network_share_one_empty_network", workers_without_a_network_share_one_empty_network),
+    ("processes_that_name_no_file_share_one_empty_root", processes_that_name_no_file_share_one_empty_root),
     (
         "every_role_enters_its_whole_jail_under_the_spawners_filter",
         every_role_enters_its_whole_jail_under_the_spawners_filter,
@@ -199,8 +200,8 @@ fn a_frontend_is_born_with_its_channel_and_without_settings() {
     let agent = Agent::start("frontend", |_| ());
     assert_eq!(
         agent.frontend.ask("describe"),
-        "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 5 socket\n\
-         arguments portreeve-frontend 1900000000 0 in-empty-network\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+        "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 pipe nonblock\nfd 3 socket\nfd 5 socket\nfd 12 mnt\nfd 13 ipc\nfd 14 uts\n\
+         arguments portreeve-frontend 1900000000 0 in-empty-network with-empty-root\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
          parent-death signal 9\nfilters 1\n"
     );
 }
@@ -211,7 +212,8 @@ fn the_broker_is_born_with_its_files() {
     assert_eq!(
         agent.broker_description.replace(&folder, "FOLDER"),
         "fd 0 /dev/null\nfd 1 /dev/null\nfd 2 FOLDER/log\nfd 3 socket\nfd 4 memfd:settings\nfd 5 FOLDER/audit\n\
-         arguments portreeve-broker 1900000000 0 in-empty-network\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
+         fd 12 mnt\nfd 13 ipc\nfd 14 uts\n\
+         arguments portreeve-broker 1900000000 0 in-empty-network with-empty-root\nenvironment 0\nleads its session\nblocked 0000000000000000\n\
          parent-death signal 9\nfilters 1\n"
     );
 }
@@ -541,6 +543,27 @@ fn workers_without_a_network_share_one_empty_network() {
     );
     assert_ne!(network(query), network(net));
     assert_eq!(network(net), network(std::process::id().cast_signed()));
+}
+
+fn processes_that_name_no_file_share_one_empty_root() {
+    let mut agent = Agent::start("root", |_| ());
+    let (net, net_pid) = agent.start_worker(Role::Net, 0);
+    let (query, query_pid) = agent.start_worker(Role::Query, 0);
+    for process in [&agent.frontend, &net, &query] {
+        process.ask("enter");
+    }
+    for kind in ["mnt", "ipc", "uts"] {
+        let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("reads");
+        assert_eq!(namespace(agent.frontend_pid), namespace(net_pid), "{kind}");
+        assert_ne!(namespace(query_pid), namespace(net_pid), "{kind}");
+        assert_ne!(namespace(std::process::id().cast_signed()), namespace(net_pid), "{kind}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{net_pid}/mountinfo")).expect("reads");
+    let [root] = mounts.lines().collect::<Vec<_>>()[..] else { panic!("more than one mount: {mounts}") };
+    assert!(
+        root.contains(" / / ro,nosuid,nodev,noexec,relatime - tmpfs empty rw,size=4k,nr_inodes=2,mode=555"),
+        "{root}"
+    );
 }
 
 fn every_role_enters_its_whole_jail_under_the_spawners_filter() {
@@ -1506,7 +1529,7 @@ fn describe_descriptor(number: RawFd) -> String {
     let link = fs::read_link(format!("/proc/self/fd/{number}")).expect("is open").display().to_string();
     let kind = link.split(':').next().unwrap_or_default();
     let what = match kind {
-        "pipe" | "socket" => kind,
+        "pipe" | "socket" | "mnt" | "ipc" | "uts" => kind,
         "/memfd" => link.trim_start_matches('/').trim_end_matches(" (deleted)"),
         _ => &link,
     };

@@ -21,15 +21,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::unistd::{
-    Gid, Uid, chdir, chroot, getppid, getresgid, getresuid, pivot_root, setgroups, setresgid, setresuid,
-};
+use nix::unistd::{Gid, Uid, chdir, getppid, getresgid, getresuid, setgroups, setresgid, setresuid};
 
 use crate::Role;
+use crate::empty::{self, empty_root};
 use crate::landlock_rules::{self, TRUNCATE_SINCE};
 use crate::roles::{Network, RootView, Row, row};
 use crate::seccomp::Mismatch;
@@ -53,12 +50,18 @@ pub struct Ground {
     pub user: Option<User>,
     /// Whether the spawner has put this process into the empty network already.
     pub in_empty_network: bool,
+    /// Whether it was born with the namespaces of the empty root ([`empty::BORN_WITH`]), to enter them itself: an exec from there
+    /// would have no path that AppArmor could find a profile by.
+    pub with_empty_root: bool,
     /// Who started us, looked up before anything else: if it changes, the spawner has died meanwhile.
     parent: i32,
 }
 
-/// Last argument of a process that the spawner has put into the empty network.
+/// Argument of a process that the spawner has put into the empty network.
 pub const IN_EMPTY_NETWORK: &str = "in-empty-network";
+
+/// Argument of a process that is born with the namespaces of the empty root, behind the other one.
+pub const WITH_EMPTY_ROOT: &str = "with-empty-root";
 
 /// Whether a process may run with less than was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,12 +143,13 @@ impl Ground {
             roots: Vec::new(),
             user: None,
             in_empty_network: false,
+            with_empty_root: false,
             parent: getppid().as_raw(),
         }
     }
 
-    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it, with [`IN_EMPTY_NETWORK`] at the end where it has put
-    /// the process into that network; for [`Role::Keys`] [`User::arguments`]. Call it first in `main`.
+    /// Reads `argv = [executable, UID_BASE, INSTANCE]`, as the spawner sets it, with [`IN_EMPTY_NETWORK`] and [`WITH_EMPTY_ROOT`] behind
+    /// them where they hold; for [`Role::Keys`] [`User::arguments`]. Call it first in `main`.
     ///
     /// # Errors
     /// [`Step::Arguments`] if there are not two decimal numbers that fit, or something else behind them, or not a user.
@@ -164,13 +168,12 @@ impl Ground {
         let mut number = || arguments.next().and_then(|text| text.to_str()?.parse::<u32>().ok());
         let uid_base = number();
         let instance = number().and_then(|instance| u16::try_from(instance).ok());
-        let in_empty_network = match arguments.next() {
-            None => Some(false),
-            Some(word) => (word == IN_EMPTY_NETWORK && arguments.next().is_none()).then_some(true),
-        };
-        match (uid_base, instance, in_empty_network) {
-            (Some(uid_base), Some(instance), Some(in_empty_network)) => {
-                Ok(Self { in_empty_network, ..Self::new(uid_base, instance) })
+        let mut words = arguments.peekable();
+        let in_empty_network = words.next_if(|word| word == IN_EMPTY_NETWORK).is_some();
+        let with_empty_root = words.next_if(|word| word == WITH_EMPTY_ROOT).is_some();
+        match (uid_base, instance, words.next()) {
+            (Some(uid_base), Some(instance), None) => {
+                Ok(Self { in_empty_network, with_empty_root, ..Self::new(uid_base, instance) })
             }
             _ => Err(EnterError {
                 role,
@@ -473,55 +476,47 @@ fn warm_up() {
 }
 
 fn enter_namespaces(row: &Row, ground: &Ground, entered: &mut Vec<&'static str>) -> io::Result<()> {
-    let mut flags = CloneFlags::CLONE_NEWIPC;
     entered.push("ipc");
     if row.own_uts {
-        flags |= CloneFlags::CLONE_NEWUTS;
         entered.push("uts");
     }
     if row.network == Network::Empty {
-        // The spawner has put us into the one empty namespace that all share (each costs the kernel some 90 KiB).
-        // Who was not put there makes its own: `portreeve` starts the compiler, tests start single roles. The word is the spawner's,
-        // who could as well have started another program; looking for it in /proc costs as much as half of B2.
-        if !ground.in_empty_network {
-            flags |= CloneFlags::CLONE_NEWNET;
-        }
         entered.push("net");
     }
     if row.root == RootView::Empty {
-        flags |= CloneFlags::CLONE_NEWNS;
         entered.push("mnt");
     }
-    unshare(flags)?;
-    if row.root == RootView::Empty {
+    // The spawner has made the empty ones, once for all; who was not given them makes its own: `portreeve` starts the compiler,
+    // tests start single roles. The words are the spawner's, who could as well have started another program; looking in /proc
+    // costs as much as half of B2.
+    let mut flags = CloneFlags::empty();
+    if row.network == Network::Empty && !ground.in_empty_network {
+        flags |= CloneFlags::CLONE_NEWNET;
+    }
+    let shared = ground.with_empty_root && row.root == RootView::Empty;
+    if !shared {
+        flags |= CloneFlags::CLONE_NEWIPC;
+        flags.set(CloneFlags::CLONE_NEWUTS, row.own_uts);
+        flags.set(CloneFlags::CLONE_NEWNS, row.root == RootView::Empty);
+    }
+    if !flags.is_empty() {
+        unshare(flags)?;
+    }
+    if ground.with_empty_root {
+        for (number, kind) in empty::BORN_WITH.into_iter().zip(empty::KINDS) {
+            let namespace = crate::take_fd(number)?;
+            if shared && (kind != CloneFlags::CLONE_NEWUTS || row.own_uts) {
+                setns(namespace, kind)?;
+            }
+        }
+    } else if row.root == RootView::Empty {
         empty_root()?;
-    } else if row.landlock != crate::roles::LandlockPaths::PolicyRoots {
+    }
+    if row.root != RootView::Empty && row.landlock != crate::roles::LandlockPaths::PolicyRoots {
         // The file worker's clients use relative paths; nobody else's working directory should pin a mount.
         chdir("/")?;
     }
     Ok(())
-}
-
-/// Makes an empty read-only tmpfs the root and lets go of everything else; `pivot_root(2)`, "pivot_root(".", ".")".
-fn empty_root() -> nix::Result<()> {
-    const NONE: Option<&str> = None;
-    let locked = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
-    // /proc is the one directory that is there for sure: B1 has just read it.
-    mount(Some("empty"), "/proc", Some("tmpfs"), locked, Some("size=4k,nr_inodes=2,mode=0555"))?;
-    chdir("/proc")?;
-    match pivot_root(".", ".") {
-        Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
-        // The initial ramfs cannot be left, `pivot_root(2)`; a guest may live in it. Laid over it, the empty root hides it for
-        // good: there is no right to change roots or mounts any more when this process hears its first byte.
-        Err(Errno::EINVAL) => {
-            mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE)?;
-            chroot(".")?;
-        }
-        Err(errno) => return Err(errno),
-    }
-    chdir("/")?;
-    mount(NONE, "/", NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | locked, NONE)
 }
 
 fn limit(row: &Row, root: bool) -> io::Result<()> {

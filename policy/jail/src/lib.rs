@@ -18,6 +18,7 @@
 
 pub mod clock;
 pub mod descriptors;
+pub mod empty;
 mod enter;
 pub mod filesystems;
 pub mod init;
@@ -35,7 +36,8 @@ pub mod spawn;
 
 pub use descriptors::{close_from, exit_now, open_descriptors, take_fd};
 pub use enter::{
-    EnterError, Entered, FileRights, Ground, IN_EMPTY_NETWORK, Landlock, Need, Root, Step, User, enter,
+    EnterError, Entered, FileRights, Ground, IN_EMPTY_NETWORK, Landlock, Need, Root, Step, User,
+    WITH_EMPTY_ROOT, enter,
 };
 pub use panics::{report_panics, report_panics_as};
 pub use program::run;

@@ -153,6 +153,7 @@ impl Supervisor {
                     None,
                 ],
                 network: None,
+                root: None,
             })?;
             let outcome = File::from(outcome);
             Ok(Compiling { born, form, outcome, until: later(COMPILING), given_up: None })
