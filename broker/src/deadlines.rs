@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -32,8 +32,13 @@ pub(crate) struct Elapsed;
 
 impl Deadlines {
     /// Waits for `work`, but not longer than `limit` and a second.
-    pub(crate) async fn within<F: Future>(&self, limit: Duration, work: F) -> Result<F::Output, Elapsed> {
-        let mut work = pin!(work);
+    ///
+    /// It comes pinned (`pin!`): taken by value it would lie in this future twice, as an argument and as what is polled.
+    pub(crate) async fn within<F: Future + Unpin>(
+        &self,
+        limit: Duration,
+        mut work: F,
+    ) -> Result<F::Output, Elapsed> {
         let entry = Entry { deadlines: self, key: (Instant::now() + limit, self.next.get()) };
         self.next.set(entry.key.1.wrapping_add(1));
         self.waiting.borrow_mut().insert(entry.key, None);
@@ -41,7 +46,7 @@ impl Deadlines {
             self.wanted.notify_one();
         }
         std::future::poll_fn(|context| {
-            if let Poll::Ready(output) = work.as_mut().poll(context) {
+            if let Poll::Ready(output) = Pin::new(&mut work).poll(context) {
                 return Poll::Ready(Ok(output));
             }
             match self.waiting.borrow_mut().get_mut(&entry.key) {
@@ -88,6 +93,8 @@ impl Drop for Entry<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     async fn with_task<T>(test: impl AsyncFnOnce(Rc<Deadlines>) -> T) -> T {
@@ -102,7 +109,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn what_ends_in_time_is_returned_and_forgotten() {
         with_task(async |deadlines| {
-            assert_eq!(deadlines.within(Duration::from_secs(10), async { 7 }).await.ok(), Some(7));
+            assert_eq!(deadlines.within(Duration::from_secs(10), pin!(async { 7 })).await.ok(), Some(7));
             assert!(deadlines.waiting.borrow().is_empty());
         })
         .await;

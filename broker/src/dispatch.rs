@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -141,10 +142,13 @@ async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Resul
     match request {
         Request::Agent(request) => Ok(agent_itself(broker, ask, &request)?),
         Request::File(request) => files::work(broker, ask, request, by).await,
-        Request::Exec(exec::Request::Exec(request)) => Ok(start_program(broker, ask, request).await?),
+        // In memory of their own: what waits for any request has room for the largest of these otherwise.
+        Request::Exec(exec::Request::Exec(request)) => {
+            Ok(Box::pin(start_program(broker, ask, request)).await?)
+        }
         Request::Exec(exec::Request::Status(request)) => Ok(program_status(broker, ask, request).await?),
         Request::Fsfreeze(request) => {
-            Ok(crate::freeze::work(broker, ask, request, by.terms.as_deref()).await?)
+            Ok(Box::pin(crate::freeze::work(broker, ask, request, by.terms.as_deref())).await?)
         }
         request @ (Request::Query(_)
         | Request::Net(_)
@@ -195,12 +199,13 @@ pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> 
     let name = request.command().name();
     let limit = deadline(privilege);
     let mut running = None;
-    let done = broker.deadlines.within(limit, async {
+    let done = async {
         let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
         running.insert(instance.run(job, ask.policy(), limit, &[])).end().await.0
-    });
-    match done.await {
+    };
+    let done = { broker.deadlines.within(limit, pin!(done)).await };
+    match done {
         Ok(result) => {
             ask.note(running.and_then(|running| running.found()));
             result.map(Work::without_bytes)
@@ -253,7 +258,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
     let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
     let instance = broker
         .deadlines
-        .within(limit, broker.workers.acquire(broker, Role::Exec))
+        .within(limit, pin!(broker.workers.acquire(broker, Role::Exec)))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
     let mut sent = size(&first);
@@ -263,7 +268,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
         let Some(piece) = ask.next_piece().await else {
             return Err(Failed::new("guest-exec was abandoned before all of its input had come"));
         };
-        match broker.deadlines.within(limit, running.next()).await {
+        match broker.deadlines.within(limit, pin!(running.next())).await {
             Ok(Event::Taken) => {}
             Ok(Event::End(result, _)) => return Ok(Work::without_bytes(result?)),
             Ok(Event::Lost(why)) => return Err(Failed::new(why)),
@@ -273,9 +278,10 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
         running.piece(&piece);
     }
     // Given up, it is killed by the worker as soon as it starts.
+    let end = pin!(running.end());
     let (result, _) = tokio::select! {
         biased;
-        ended = broker.deadlines.within(limit, running.end()) => ended.map_err(|_| too_late("guest-exec", limit))?,
+        ended = broker.deadlines.within(limit, end) => ended.map_err(|_| too_late("guest-exec", limit))?,
         () = ask.cancelled() => return Err(Failed::new("guest-exec was abandoned before the program had started")),
     };
     let reply = result?;
@@ -297,7 +303,7 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
         Some(instance) => instance,
         None => broker
             .deadlines
-            .within(limit, broker.workers.acquire(broker, Role::Exec))
+            .within(limit, pin!(broker.workers.acquire(broker, Role::Exec)))
             .await
             .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?,
     };
@@ -305,7 +311,7 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
     let running = instance.run(job(ask, request), ask.policy(), limit, &[]);
     let mut total = 0_u64;
     loop {
-        match broker.deadlines.within(limit, running.next()).await {
+        match broker.deadlines.within(limit, pin!(running.next())).await {
             Ok(Event::Piece(stream, bytes)) => {
                 if !ask.send_piece(stream, &bytes).await {
                     // The worker keeps a result that nobody has taken.

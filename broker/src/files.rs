@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -308,7 +309,7 @@ pub(crate) async fn work(
 async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed> {
     broker
         .deadlines
-        .within(LIMIT, broker.workers.acquire(broker, Role::File))
+        .within(LIMIT, pin!(broker.workers.acquire(broker, Role::File)))
         .await
         .unwrap_or_else(|_| Err(too_late(name, LIMIT)))
 }
@@ -340,7 +341,7 @@ async fn at_path(broker: &Rc<Broker>, ask: &Ask, request: &Request, detail: Deta
             }
         }));
         let (result, bytes) =
-            broker.deadlines.within(LIMIT, running.end()).await.map_err(|_| too_late(name, LIMIT))?;
+            broker.deadlines.within(LIMIT, pin!(running.end())).await.map_err(|_| too_late(name, LIMIT))?;
         let found = running.found();
         let is_stale = found.as_ref().is_some_and(|(found, _)| found.stale);
         if !is_stale || std::mem::replace(&mut again, true) {
@@ -483,7 +484,7 @@ impl OpenFile {
 
     /// Waits for a job on this file. One that does not end leaves the file busy until it does.
     async fn finish(self: &Rc<Self>, name: &str, running: Running) -> Result<(Reply, Vec<u8>), NotDone> {
-        let Ok((result, bytes)) = self.deadlines.within(LIMIT, running.end()).await else {
+        let Ok((result, bytes)) = self.deadlines.within(LIMIT, pin!(running.end())).await else {
             self.stuck.set(true);
             let file = self.clone();
             running.if_late(Box::new(move |_, _, _| file.stuck.set(false)));

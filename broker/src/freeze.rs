@@ -12,6 +12,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -383,14 +384,14 @@ async fn run(
 ) -> Result<Reply, Unfinished> {
     let name = proto::Request::from(request.clone()).command().name();
     let mut running = None;
-    let work = broker.deadlines.within(limit, async {
+    let work = async {
         let instance = broker.workers.acquire(broker, role).await?;
         let job = Job { channel: channel.to_owned(), request: request.into(), detail: Detail::default() };
         // Nothing is reloaded while this may be asked.
         let run = instance.run(job, &broker.policy(), limit, &[]);
         Ok(running.insert(run).end().await.0.map_err(Failed::from))
-    });
-    let result = work.await;
+    };
+    let result = { broker.deadlines.within(limit, pin!(work)).await };
     let lost = running.as_ref().is_some_and(crate::workers::Running::is_lost);
     let started = running.is_some();
     match result {
