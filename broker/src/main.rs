@@ -4,6 +4,7 @@
 
 use broker::{Audit, Birth, Descriptors, Numbers};
 use jail::{Ground, Role};
+use nix::sys::signal::{SigSet, Signal};
 
 /// To the spawner.
 const CONTROL: i32 = 3;
@@ -34,6 +35,11 @@ fn broker() -> i32 {
 }
 
 fn serve() -> Result<(), String> {
+    // A unit's processes are all told to end at once. This one ends when the spawner closes its socket: until then it has a thaw
+    // to see to, its hook, and a last record to write.
+    let mut told = SigSet::empty();
+    told.add(Signal::SIGTERM);
+    told.thread_block().map_err(|error| format!("SIGTERM: {error}"))?;
     let ground = Ground::from_arguments(Role::Broker).map_err(|error| error.to_string())?;
     let control = jail::take_fd(CONTROL).map_err(|error| format!("control socket: {error}"))?;
     let sealed = jail::take_fd(SEALED).map_err(|error| format!("settings and policy: {error}"))?;

@@ -1,7 +1,8 @@
 //! The numbers of open files, which go on after a restart, so that a stale number never means another file.
 //!
 //! The state file is qemu-ga's key file with a number of fixed width, rewritten in place; numbers are reserved in
-//! blocks, so that an open costs no write and a crash skips at most one block.
+//! blocks, so that an open costs no write and a crash skips at most one block. Each block is on the disk before a number of
+//! it is given: that holds over a power cut, too, and costs nothing where the file is on a tmpfs.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -53,7 +54,7 @@ impl Numbers {
         if let Some(file) = &self.file {
             let text = content(self.reserved);
             // Same length always: no truncation, nothing for another reader to see half.
-            if let Err(error) = file.write_all_at(text.as_bytes(), 0) {
+            if let Err(error) = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.sync_data()) {
                 tracing::warn!(
                     "cannot write the state file: {error}; numbers of open files may repeat after a restart"
                 );

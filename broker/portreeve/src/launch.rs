@@ -24,7 +24,7 @@ use spawner::{Channel, Descriptors, Method, Plan};
 
 use crate::audit::Audit;
 use crate::say::{Level, log};
-use crate::{audit, daemon, marker, policy, state};
+use crate::{audit, daemon, left_frozen, marker, policy, state};
 
 /// Where the other programs are when they are not beside this one.
 const LIBEXEC: &str = match option_env!("PORTREEVE_LIBEXEC") {
@@ -140,11 +140,19 @@ pub(crate) fn launch(launch: Launch) -> ExitCode {
 }
 
 fn exec(mut launch: Launch) -> Result<Infallible, String> {
+    let files = [&launch.log_file, &launch.audit.path, &launch.daemon].into_iter().flatten();
+    let thawed = launch
+        .state_directory
+        .as_deref()
+        .and_then(|directory| left_frozen::thaw_if_needed(directory, files.map(PathBuf::as_path)));
     if let Some(path) = &launch.log_file {
         // A link is followed: `/dev/stderr` is one.
         let file = append(path, OFlag::empty())
             .map_err(|error| format!("unable to open specified log file {}: {error}", path.display()))?;
         nix::unistd::dup2_stderr(&file).map_err(|error| format!("the log: {error}"))?;
+    }
+    if let Some(thawed) = thawed {
+        log(Level::Warning, thawed);
     }
     let executables = executables()?;
     let root = nix::unistd::geteuid().is_root();

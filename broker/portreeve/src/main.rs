@@ -17,6 +17,7 @@ mod doctor;
 mod getopt;
 mod key_file;
 mod launch;
+mod left_frozen;
 mod marker;
 mod phoenix_ga;
 mod policy;

@@ -41,6 +41,29 @@ pub(crate) fn boot_id() -> Result<String, String> {
     Ok(boot_id.trim().to_owned())
 }
 
+/// Whether the marker in `directory`, if there is one, is of this boot. Only reads: a frozen filesystem lets that be done.
+pub(crate) fn says_frozen(directory: &Path) -> bool {
+    let text = std::fs::read_to_string(directory.join(NAME)).unwrap_or_default();
+    directory.join(QEMU_GA).symlink_metadata().is_ok()
+        || boot_id().is_ok_and(|boot_id| is_frozen(&text, &boot_id))
+}
+
+/// All is thawed: what stays is whether the hook is still to be run, as the fsfreeze worker leaves it.
+pub(crate) fn cut(directory: &Path) {
+    if let Ok(file) =
+        OpenOptions::new().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(directory.join(NAME))
+    {
+        let _ = file.set_len(1);
+    }
+    let _ = std::fs::remove_file(directory.join(QEMU_GA));
+}
+
+/// Past the word about the hook.
+fn is_frozen(text: &str, boot_id: &str) -> bool {
+    let mut words = text.split_ascii_whitespace().skip(1);
+    words.next() == Some("frozen") && words.next() == Some(boot_id)
+}
+
 fn open_in(directory: &Path, boot_id: &str) -> Result<Marker, String> {
     let path = directory.join(NAME);
     let failed = |error: std::io::Error| format!("cannot open {}: {error}", path.display());
@@ -58,8 +81,7 @@ fn open_in(directory: &Path, boot_id: &str) -> Result<Marker, String> {
     let _ = (&file).take(128).read_to_string(&mut text);
     let of_qemu_ga = directory.join(QEMU_GA);
     let theirs = of_qemu_ga.symlink_metadata().is_ok();
-    let mut words = text.split_ascii_whitespace().skip(1);
-    let ours = words.next() == Some("frozen") && words.next() == Some(boot_id);
+    let ours = is_frozen(&text, boot_id);
     if theirs && !ours {
         file.set_len(0)
             .and_then(|()| file.write_all(format!("- frozen {boot_id}\n").as_bytes()))

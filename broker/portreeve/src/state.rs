@@ -30,8 +30,11 @@ const LONGEST: u64 = 32;
 pub(crate) fn open(directory: &Path) -> Result<(File, Option<String>), String> {
     let path = directory.join("qga.state");
     let failed = |what: &str, error: io::Error| format!("{what} {}: {error}", path.display());
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
-    made.map_err(|error| format!("cannot make the state directory {}: {error}", directory.display()))?;
+    // mkdir(2) waits on a frozen filesystem even for what is there: `/var/run` is a link on the root.
+    if !directory.is_dir() {
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(directory);
+        made.map_err(|error| format!("cannot make the state directory {}: {error}", directory.display()))?;
+    }
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

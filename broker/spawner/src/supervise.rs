@@ -8,7 +8,7 @@
 //!  frontend ends ──► EXITED, then again on the same channel (backoff), FRONTEND to the broker
 //!  worker ends ──► EXITED to the broker, which starts another when it needs one
 //!  SIGTERM, SIGINT, STOP ──► the broker's socket closes; when it has ended, or after 0.3 s, SIGTERM to all; SIGKILL after 1 s, gone after 2 s
-//!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has; the fsfreeze worker is never killed
+//!  SIGTERM, SIGINT while frozen ──► THAW to the broker, which says STOP when it has, or ends; the fsfreeze worker is never killed
 //!  SIGHUP ──► the policy is compiled anew (`reload`), where the plan says so
 //! ```
 
@@ -650,6 +650,10 @@ impl Supervisor {
         // Lines are still held: the next broker knows whether all is thawed.
         self.frozen = false;
         self.reload_without_answer();
+        if self.thaw_until.is_some() {
+            // It was to thaw before the end; its worker does, and the next agent runs the hook.
+            return self.end(0);
+        }
         self.broker_deaths = self.broker_deaths.saturating_add(1);
         if !self.waiting.is_ready() && self.broker_deaths >= BROKER_TRIES {
             log(Level::Critical, &format_args!("the broker does not start: giving up"));

@@ -335,14 +335,16 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         guest.output(&format!("(n=0; while :; do n=$((n+1)); echo $n > {mount}/n; echo $n > /run/n{number}; sleep 0.01; done) >/dev/null 2>&1 &"));
     }
     for round in 0..rounds {
-        let told = format!("round {round}, FREEZE_SEED={seed}");
-        let names = ["fsfreeze", "broker", "frontend", "hook", "file", ""];
-        let victim = names[usize::try_from(dice.throw(6)).unwrap()];
+        let names = ["fsfreeze", "broker", "frontend", "hook", "query", "spawner", "all"];
+        let victim = names[usize::try_from(dice.throw(7)).unwrap()];
+        let told = format!("round {round}, {victim}, FREEZE_SEED={seed}");
         let pause = |dice: &mut Dice| format!("sleep 0.{:03}", dice.throw(250));
-        let kill = if victim.is_empty() {
-            "kill -9 $(cat /run/agent.pid)".to_owned()
-        } else {
-            format!("kill -9 $(pidof portreeve-{victim})")
+        let kill = match victim {
+            "spawner" => "kill -9 $(cat /run/agent.pid)".to_owned(),
+            // The one that would thaw first.
+            "all" => "kill -9 $(pidof portreeve-fsfreeze) $(cat /run/agent.pid) $(pidof portreeve-broker)"
+                .to_owned(),
+            _ => format!("kill -9 $(pidof portreeve-{victim})"),
         };
         guest.output(&format!(
             "rm -f /run/killed; ({}; {kill}; touch /run/killed) >/dev/null 2>&1 &",
@@ -356,7 +358,7 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         }
         assert!(guest.becomes_true("[ -e /run/killed ]", SOON), "{told}");
         guest.output("sleep 0.1");
-        if victim.is_empty() {
+        if matches!(victim, "spawner" | "all") {
             assert!(guest.becomes_true("! pidof portreeve-broker portreeve-fsfreeze", SOON), "{told}");
             guest.start_portreeve(&["-F/etc/hook"]);
         }
