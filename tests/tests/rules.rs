@@ -308,6 +308,39 @@ fn a_program_runs_as_the_user_of_its_rule() {
     assert_eq!(refused(&mut agent.connect(), "guest-exec", id), why);
 }
 
+// ---------------------------------------------------------------- files
+
+#[test]
+fn files_that_are_made_belong_to_the_user_of_the_rule_that_lets_them_be_made() {
+    let (directory, _) = configuration("");
+    let place = directory.path().canonicalize().unwrap().display().to_string();
+    let rule = |paths: &str, limits: &str| {
+        format!(
+            "[[rule]]\noutcome = \"allow\"\ngroups = [\"file.write\"]\npaths = [\"{place}/{paths}\"]\n{limits}"
+        )
+    };
+    let rules = [rule("theirs/**", "[rule.limits]\nrun-as = \"12345:54321\"\n"), rule("**", "")].concat();
+    std::fs::create_dir(directory.path().join("theirs")).unwrap();
+    std::fs::write(directory.path().join("theirs/old"), "").unwrap();
+    if !programs::is_root() {
+        return programs::left_out("only root's agent gives files away");
+    }
+    let agent = Agent::run("qga,phoenix", &policy(&rules));
+    let mut host = agent.connect();
+    let owner = |name: &str| {
+        let made = std::fs::metadata(format!("{place}/{name}")).unwrap();
+        (std::os::unix::fs::MetadataExt::uid(&made), std::os::unix::fs::MetadataExt::gid(&made))
+    };
+    for name in ["theirs/new", "theirs/old", "ours"] {
+        host.call("guest-file-open", json!({ "path": format!("{place}/{name}"), "mode": "w" }));
+    }
+    phoenix(&mut host, "directory-create", json!({ "path": format!("{place}/theirs/a/b"), "perm": 493 }));
+    assert_eq!(owner("theirs/new"), (12_345, 54_321));
+    assert_eq!(owner("theirs/a"), (12_345, 54_321));
+    assert_eq!(owner("theirs/a/b"), (12_345, 54_321));
+    assert_eq!((owner("theirs/old"), owner("ours")), ((0, 0), (0, 0)));
+}
+
 // ---------------------------------------------------------------- users
 
 const BY_NUMBER: &str = r#"

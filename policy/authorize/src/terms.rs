@@ -22,7 +22,7 @@ pub struct Terms {
     pub run_seconds: Option<u32>,
     /// Bytes of each of its outputs that are kept, up to 16 MiB, which is also what is kept without this.
     pub output_bytes: Option<u64>,
-    /// Who a program runs as.
+    /// Who a program runs as, and who gets files and directories that are made.
     pub run_as: Option<RunAs>,
     /// Seconds that filesystems may stay frozen, if less than what is configured.
     pub freeze_seconds: Option<u32>,

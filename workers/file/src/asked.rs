@@ -10,7 +10,7 @@ use authorize::Exceeded;
 use nix::errno::Errno;
 use proto::message::Found;
 use proto::{Failed, Request, Text, file};
-use runtime::{Call, NotDone, Refused, Terms};
+use runtime::{Call, NotDone, Refused, RunAs, Terms};
 
 use crate::paths::{PathError, Paths};
 use crate::table::Table;
@@ -73,6 +73,11 @@ impl<'a> Asked<'a> {
         {
             self.call.is_too_old();
         }
+    }
+
+    /// Who gets what is made, if the rule that permits it names somebody. Asked when it has been decided where that is.
+    pub(crate) fn owner(&self) -> Option<RunAs> {
+        self.grant.borrow().terms.as_ref().and_then(|terms| terms.run_as)
     }
 
     /// What the rule that permits it says.

@@ -21,7 +21,7 @@ use nix::sys::statfs::{
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use proto::Failed;
 use proto::limits::PATH;
-use runtime::{NotDone, Refused};
+use runtime::{NotDone, Refused, RunAs};
 
 use crate::asked::Asked;
 
@@ -83,7 +83,7 @@ pub(crate) struct Opened {
 pub(crate) enum PathError {
     /// It could not be opened.
     Open(Errno),
-    /// It was made, but could not be given to root.
+    /// It was not made, or not left there, because it cannot be given to whom it should belong to.
     Owner(Errno),
     /// It was made, but not with the permissions it should have.
     Permissions(Errno),
@@ -134,6 +134,8 @@ impl Place<'_> {
         self.directory.as_ref().map_or(AT_FDCWD, |directory| directory.as_fd())
     }
 }
+
+const ROOT: RunAs = RunAs { uid: 0, gid: 0 };
 
 /// A filesystem's number, and a file's in it.
 type Identity = (u64, u64);
@@ -261,7 +263,7 @@ impl Paths {
         Ok(at(name) == Some(identity(found)?))
     }
 
-    /// Opens what is there, or makes a file with exactly `permissions` that belongs to root.
+    /// Opens what is there, or makes a file with exactly `permissions` that belongs to root, or to whom the rule names.
     pub(crate) fn open_or_create(
         &self,
         path: &[u8],
@@ -301,7 +303,7 @@ impl Paths {
         }
     }
 
-    /// Makes a file that was not there, with exactly `permissions`, that belongs to root.
+    /// Makes a file that was not there, with exactly `permissions`.
     fn create(
         &self,
         path: &[u8],
@@ -309,7 +311,7 @@ impl Paths {
         permissions: Mode,
         asked: &Asked<'_>,
     ) -> Result<Opened, PathError> {
-        self.make(&self.place(path, asked)?, flags, permissions)
+        self.make(&self.place(path, asked)?, flags, permissions, asked)
     }
 
     /// Removes a name and makes a file under it.
@@ -321,14 +323,22 @@ impl Paths {
         asked: &Asked<'_>,
     ) -> Result<Opened, PathError> {
         let place = self.place(path, asked)?;
+        self.owner(asked)?;
         unlinkat(place.directory(), place.name, UnlinkatFlags::NoRemoveDir)?;
-        self.make(&place, flags, permissions)
+        self.make(&place, flags, permissions, asked)
     }
 
-    fn make(&self, place: &Place<'_>, flags: OFlag, permissions: Mode) -> Result<Opened, PathError> {
-        // Nobody may open it before it belongs to root: mode 0 until then.
+    fn make(
+        &self,
+        place: &Place<'_>,
+        flags: OFlag,
+        permissions: Mode,
+        asked: &Asked<'_>,
+    ) -> Result<Opened, PathError> {
+        let owner = self.owner(asked)?;
+        // Nobody may open it before it belongs to whom it should: mode 0 until then.
         let fd = resolve(place.directory(), place.name, flags | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        match self.finish(fd.as_fd(), permissions) {
+        match self.finish(fd.as_fd(), permissions, owner) {
             Ok((kind, read_ahead)) => Ok(Opened { fd, kind, read_ahead }),
             Err(error) => {
                 // As qemu-ga does; but only if the path still names what was made.
@@ -338,15 +348,16 @@ impl Paths {
         }
     }
 
-    fn finish(&self, fd: BorrowedFd<'_>, permissions: Mode) -> Result<(Kind, bool), PathError> {
+    fn finish(&self, fd: BorrowedFd<'_>, permissions: Mode, owner: RunAs) -> Result<(Kind, bool), PathError> {
         let stat = fstat(fd).map_err(PathError::Owner)?;
-        self.give_to_root(fd, &stat).map_err(PathError::Owner)?;
+        self.give_away(fd, &stat, owner).map_err(PathError::Owner)?;
         // Behind the owner: a change of owner takes set-uid away (`chown(2)`).
         fchmod(fd, permissions).map_err(PathError::Permissions)?;
         Ok(self.inspect(fd)?)
     }
 
-    /// Makes one directory; `permissions` are `mkdir(2)`'s, all bits of them effective. It belongs to root.
+    /// Makes one directory; `permissions` are `mkdir(2)`'s, all bits of them effective. It belongs to root, or to whom the
+    /// rule names.
     pub(crate) fn make_directory(
         &self,
         path: &[u8],
@@ -354,12 +365,13 @@ impl Paths {
         asked: &Asked<'_>,
     ) -> Result<(), PathError> {
         let place = self.place(path, asked)?;
+        let owner = self.owner(asked)?;
         mkdirat(place.directory(), place.name, permissions)?;
         if self.own.is_some() {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
             let fd = resolve(place.directory(), place.name, flags)?;
             // If somebody has put another directory there meanwhile, it does not have our owner and stays as it is.
-            self.give_to_root(fd.as_fd(), &fstat(&fd)?)?;
+            self.give_away(fd.as_fd(), &fstat(&fd)?, owner)?;
         }
         Ok(())
     }
@@ -376,11 +388,22 @@ impl Paths {
         openat2(&self.descriptors, found.as_raw_fd().to_string().as_str(), how)
     }
 
-    /// What only the filesystem chose (a mount option, a set-gid directory) stays as it is: root's file would have it, too.
-    fn give_to_root(&self, fd: BorrowedFd<'_>, stat: &FileStat) -> Result<(), Errno> {
+    /// Who gets what is made by the rule that permits it.
+    fn owner(&self, asked: &Asked<'_>) -> Result<RunAs, PathError> {
+        match asked.owner() {
+            // An ordinary user's worker can make files for that user only.
+            Some(_) if self.own.is_none() => Err(PathError::Owner(Errno::EPERM)),
+            owner => Ok(owner.unwrap_or(ROOT)),
+        }
+    }
+
+    /// Changes the owner of what this worker has just made, and of nothing else. What only the filesystem chose (a mount option, a
+    /// set-gid directory) stays as it is: the owner's own file would have it, too.
+    fn give_away(&self, fd: BorrowedFd<'_>, stat: &FileStat, owner: RunAs) -> Result<(), Errno> {
+        let RunAs { uid, gid } = owner;
         match self.own {
             Some(own) if stat.st_uid == own => {
-                fchown(fd, Some(Uid::from_raw(0)), (stat.st_gid == own).then_some(Gid::from_raw(0)))
+                fchown(fd, Some(Uid::from_raw(uid)), (stat.st_gid == own).then_some(Gid::from_raw(gid)))
             }
             _ => Ok(()),
         }

@@ -59,6 +59,12 @@ impl Worker {
         Self::with_rules(folder, base, None, rules)
     }
 
+    /// As an ordinary user starts it, with a policy of its own.
+    pub(crate) fn of_a_user_under(folder: &Path, rules: Vec<Rule>) -> Self {
+        let user = nix::unistd::geteuid().is_root().then_some(NOBODY);
+        Self::with_rules(folder, 0, user, rules)
+    }
+
     fn with_rules(folder: &Path, base: u32, user: Option<u32>, rules: Vec<Rule>) -> Self {
         let settings = Settings {
             channels: Vec::new(),

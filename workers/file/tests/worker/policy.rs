@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use authorize::{Conditions, Origin, Outcome, Pattern, Rule, Terms};
+use authorize::{Conditions, Origin, Outcome, Pattern, Rule, RunAs, Terms};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use proto::file::{self, Reply, Request};
 use proto::message::Detail;
@@ -428,4 +428,104 @@ fn a_bind_mount_has_the_path_where_it_is_mounted() {
             assert_eq!(content(&mut worker, "forbidden/mounted/file"), format!("denied: {there}"));
         });
     });
+}
+
+/// A worker that makes what is below `allowed/theirs` for somebody else.
+fn for_somebody_else(tree: &Tree) -> Worker {
+    let terms = Terms { run_as: Some(RunAs { uid: 12_345, gid: 54_321 }), ..Terms::default() };
+    let theirs =
+        Rule { terms: Some(Arc::new(terms)), ..tree.rule(Outcome::Allow, BOTH, "allowed/theirs/**") };
+    Worker::under(&tree.root, vec![theirs, tree.rule(Outcome::Allow, BOTH, "allowed/**")])
+}
+
+fn force(path: &str) -> Request {
+    Request::PhoenixOpen(file::PhoenixOpen {
+        path: path.into(),
+        mode: "w".to_owned(),
+        perm: 0o640,
+        force: true,
+    })
+}
+
+#[test]
+fn what_is_made_belongs_to_the_user_of_its_rule_and_what_was_there_to_whom_it_did() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("LEFT OUT: only root's worker can give files away");
+    }
+    let tree = Tree::new();
+    fs::create_dir(tree.path("allowed/theirs")).unwrap();
+    fs::write(tree.path("allowed/theirs/old"), "old").unwrap();
+    std::os::unix::fs::chown(tree.path("allowed/theirs/old"), Some(12), Some(34)).unwrap();
+    let program = tree.path("allowed/theirs/program");
+    fs::copy("/bin/sleep", &program).unwrap();
+    symlink("../theirs/through", tree.path("allowed/dangling")).unwrap();
+    let mut worker = for_somebody_else(&tree);
+    let owner = |name: &str| {
+        let made = fs::symlink_metadata(tree.path(name)).unwrap();
+        (made.uid(), made.gid(), made.mode() & 0o7777)
+    };
+
+    worker.ask(open("allowed/theirs/new", "w"), handle(1), &[]).0.unwrap();
+    assert_eq!(owner("allowed/theirs/new"), (12_345, 54_321, 0o644));
+    worker.ask(open("allowed/new", "w"), handle(2), &[]).0.unwrap();
+    assert_eq!(owner("allowed/new"), (0, 0, 0o644));
+
+    worker.ask(open("allowed/theirs/old", "w"), handle(3), &[]).0.unwrap();
+    assert_eq!(owner("allowed/theirs/old"), (12, 34, 0o644));
+    let dangling = worker.ask(open("allowed/dangling", "w"), handle(4), &[]).0.unwrap_err();
+    assert_eq!(dangling.errno, Some(2), "{}", dangling.text);
+
+    let mut running = std::process::Command::new(&program).arg("60").spawn().unwrap();
+    let forced = worker.ask(force("allowed/theirs/program"), handle(5), &[]).0;
+    running.kill().unwrap();
+    running.wait().unwrap();
+    forced.unwrap();
+    assert_eq!(owner("allowed/theirs/program"), (12_345, 54_321, 0o640));
+
+    let make = file::CreateDirectory { path: "allowed/theirs/a/b".into(), perm: 0o750 };
+    worker.try_do(Request::CreateDirectory(make)).unwrap();
+    for name in ["allowed/theirs/a", "allowed/theirs/a/b"] {
+        assert_eq!(owner(name), (12_345, 54_321, 0o750));
+    }
+    assert_eq!(
+        (owner("allowed/theirs").0, owner("allowed").0),
+        (0, 0),
+        "folders that were there stay root's"
+    );
+}
+
+#[test]
+fn a_folder_that_hands_down_its_group_does_so_whoever_gets_what_is_made_there() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("LEFT OUT: only root's worker can give files away");
+    }
+    let tree = Tree::new();
+    let folder = tree.path("allowed/theirs");
+    fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::chown(&folder, None, Some(50)).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o2755)).unwrap();
+    let mut worker = for_somebody_else(&tree);
+    worker.ask(open("allowed/theirs/new", "w"), handle(1), &[]).0.unwrap();
+    let made = fs::metadata(tree.path("allowed/theirs/new")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (12_345, 50));
+}
+
+#[test]
+fn an_ordinary_users_worker_makes_nothing_for_somebody_else() {
+    let tree = Tree::new();
+    let folder = tree.path("allowed/theirs");
+    fs::create_dir(&folder).unwrap();
+    for path in [&tree.path("allowed"), &folder] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let terms = Terms { run_as: Some(RunAs { uid: 12_345, gid: 54_321 }), ..Terms::default() };
+    let rule = Rule { terms: Some(Arc::new(terms)), ..tree.rule(Outcome::Allow, BOTH, "allowed/**") };
+    let mut worker = Worker::of_a_user_under(&tree.root, vec![rule]);
+    let refused = worker.ask(open("allowed/theirs/new", "w"), handle(1), &[]).0.unwrap_err();
+    let why = "failed to set owner of new file 'allowed/theirs/new' (mode: 'w'): Operation not permitted";
+    assert_eq!(refused.text, why);
+    let make = file::CreateDirectory { path: "allowed/theirs/a".into(), perm: 0o750 };
+    let (text, errno) = worker.try_do(Request::CreateDirectory(make)).unwrap_err();
+    assert_eq!((text.as_str(), errno), ("mkdir allowed/theirs/a: operation not permitted", Some(1)));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
 }
