@@ -141,8 +141,8 @@ async fn work(broker: &Rc<Broker>, ask: &Rc<Ask>, permitted: Permitted) -> Resul
     let (request, by) = permitted.into_parts();
     match request {
         Request::Agent(request) => Ok(agent_itself(broker, ask, &request)?),
-        Request::File(request) => files::work(broker, ask, request, by).await,
         // In memory of their own: what waits for any request has room for the largest of these otherwise.
+        Request::File(request) => Box::pin(files::work(broker, ask, request, by)).await,
         Request::Exec(exec::Request::Exec(request)) => {
             Ok(Box::pin(start_program(broker, ask, request)).await?)
         }

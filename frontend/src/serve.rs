@@ -23,6 +23,8 @@ use crate::session::{BrokerFault, Outgoing, Session, TooLarge};
 pub const CHANNEL_GONE: i32 = 10;
 /// What is read at once. So large that malloc gives untouched pages of the kernel's: what no host fills takes no memory.
 const READ: usize = 128 * 1024;
+/// So many bytes of requests are decoded in less time than a deadline could notice.
+const SHORT: usize = 4 * 1024;
 /// Bytes queued for the broker from which on no request is added.
 const CONGESTED: usize = 1 << 20;
 /// After something large, memory goes back to the system when nothing has happened for so long.
@@ -111,6 +113,7 @@ pub async fn serve(
         is_blocked: false,
         // The start was large, too.
         trim_at: Some(Instant::now() + QUIET),
+        now: Instant::now(),
     };
     let outcome = match channel {
         Channel::Device(device) => {
@@ -167,6 +170,8 @@ struct Serving {
     is_blocked: bool,
     /// When to give back what the start, or something large, has left.
     trim_at: Option<Instant>,
+    /// When it last had something to do. The clock is read once for all that follows from one event, and after what can take long.
+    now: Instant,
 }
 
 /// What happened.
@@ -195,7 +200,7 @@ impl Serving {
             }
             let wants_input = self.unread.is_empty() && !self.is_ended && self.session.wants_input();
             if self.session.had_much() {
-                self.trim_at = Some(Instant::now() + QUIET);
+                self.trim_at = Some(self.now + QUIET);
             }
             let deadline = [self.session.deadline(), self.trim_at].into_iter().flatten().min();
             let event = tokio::select! {
@@ -203,8 +208,8 @@ impl Serving {
                 received = receiver.receive() => {
                     let Some(received) = received? else { return Ok(()) };
                     let mut broker = ToBroker(&self.sender);
-                    let now = Instant::now();
-                    self.session.from_broker(received.id, received.message, received.payload, now, &mut broker)?;
+                    self.now = Instant::now();
+                    self.session.from_broker(received.id, received.message, received.payload, self.now, &mut broker)?;
                     Event::Broker
                 }
                 flushed = self.sender.flush(), if self.sender.queued() > 0 => {
@@ -223,15 +228,18 @@ impl Serving {
                 }
                 Event::Client(client) => self.link = Link::Client(client.map_err(|error| self.gone(error))?),
                 Event::Link(wake) => match wake.map_err(|error| self.gone(error))? {
-                    Wake::Readable => self.read().await?,
+                    Wake::Readable => {
+                        self.read().await?;
+                        self.now = Instant::now();
+                    }
                     Wake::Writable => self.is_blocked = false,
                     // What it has not read is dropped, not kept until there is room.
                     Wake::HungUp => self.is_deaf = true,
                 },
                 Event::Flushed | Event::Time => {
-                    let now = Instant::now();
-                    self.session.tick(now, &mut ToBroker(&self.sender));
-                    if self.trim_at.is_some_and(|trim_at| now >= trim_at) {
+                    self.now = Instant::now();
+                    self.session.tick(self.now, &mut ToBroker(&self.sender));
+                    if self.trim_at.is_some_and(|trim_at| self.now >= trim_at) {
                         self.trim_at = None;
                         jail::memory::let_go_of_start_code();
                     }
@@ -250,8 +258,13 @@ impl Serving {
             };
             let Some(received) = received else { return Ok(false) };
             let mut broker = ToBroker(&self.sender);
-            let now = Instant::now();
-            self.session.from_broker(received.id, received.message, received.payload, now, &mut broker)?;
+            self.session.from_broker(
+                received.id,
+                received.message,
+                received.payload,
+                self.now,
+                &mut broker,
+            )?;
         }
         Ok(true)
     }
@@ -259,10 +272,13 @@ impl Serving {
     /// Gives the session what was read, as far as it takes it.
     fn feed(&mut self) {
         let bytes = self.buffer.get(self.unread.clone()).unwrap_or_default();
+        let takes_long = bytes.len() > SHORT;
         if !bytes.is_empty() {
-            let begun = Instant::now();
-            self.unread.start += self.session.input(bytes, begun, &mut ToBroker(&self.sender));
-            self.session.delayed(begun.elapsed());
+            self.unread.start += self.session.input(bytes, self.now, &mut ToBroker(&self.sender));
+        }
+        if takes_long {
+            let begun = std::mem::replace(&mut self.now, Instant::now());
+            self.session.delayed(self.now.saturating_duration_since(begun));
         }
     }
 
@@ -312,7 +328,7 @@ impl Serving {
             };
             match moved {
                 Moved::Bytes(count) => {
-                    self.session.sent(count, Instant::now(), &mut ToBroker(&self.sender));
+                    self.session.sent(count, self.now, &mut ToBroker(&self.sender));
                 }
                 Moved::Blocked | Moved::Ended => self.is_blocked = true,
                 Moved::Gone(_) if matches!(self.link, Link::Client(_)) => self.is_deaf = true,

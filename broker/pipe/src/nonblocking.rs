@@ -1,18 +1,19 @@
 //! For frontend and broker, which wait for many things at once (tokio).
 //!
 //! Not tokio's `UnixStream`: on a SEQPACKET socket it takes a short read for "drained" and then misses what is
-//! queued behind it. Readiness comes from `AsyncFd`, and is given back only when the kernel says EAGAIN.
+//! queued behind it. Readiness comes from `AsyncFd`, and is given back only when the kernel has said that there is no more:
+//! it is asked for two packets at once, so that one question tells what there is and whether that was all.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -39,7 +40,10 @@ pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Send
     };
     let receiver = Receiver {
         socket,
-        buffer: receive_buffer(),
+        first: receive_buffer(),
+        second: receive_buffer(),
+        follows: None,
+        headers: MultiHeaders::preallocate(2, None),
         assembler: Assembler::default(),
         direction: PhantomData,
     };
@@ -166,7 +170,11 @@ fn send_parts(socket: &AsyncFd<OwnedFd>, parts: &[IoSlice<'_>]) -> Result<(), Er
 /// The receiving half.
 pub struct Receiver<R> {
     socket: Arc<AsyncFd<OwnedFd>>,
-    buffer: Vec<u8>,
+    first: Vec<u8>,
+    second: Vec<u8>,
+    /// Length of the packet that came into the second buffer and has not been looked at.
+    follows: Option<usize>,
+    headers: MultiHeaders<()>,
     assembler: Assembler,
     direction: PhantomData<fn() -> R>,
 }
@@ -177,26 +185,47 @@ impl<R: Decode<()>> Receiver<R> {
     /// # Errors
     /// [`PipeError::Malformed`] if the peer broke the protocol, [`PipeError::Socket`] if the socket failed.
     pub async fn receive(&mut self) -> Result<Option<Received<'_, R>>, PipeError> {
-        let (arrived, length) = loop {
-            let mut ready = self.socket.readable().await?;
-            let buffer = &mut self.buffer;
-            let result = ready.try_io(|socket| {
-                recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT)
-                    .map_err(Into::into)
-            });
-            let length = match result {
-                Err(_would_block) => continue,
-                Ok(Ok(0)) => return Ok(None),
-                Ok(Ok(length)) => length,
-                Ok(Err(error)) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
-                Ok(Err(error)) => return Err(PipeError::Socket(error)),
+        let (arrived, of_second, length) = loop {
+            let (of_second, length) = match self.follows.take() {
+                Some(length) => (true, length),
+                None => match self.packets().await? {
+                    Some(length) => (false, length),
+                    None => return Ok(None),
+                },
             };
-            if let Some(arrived) = self.assembler.take(whole_frame(&self.buffer, length)?)? {
-                break (arrived, length);
+            if length == 0 {
+                return Ok(None);
+            }
+            let buffer = if of_second { &self.second } else { &self.first };
+            if let Some(arrived) = self.assembler.take(whole_frame(buffer, length)?)? {
+                break (arrived, of_second, length);
             }
         };
-        Ok(Some(arrived.in_frame(whole_frame(&self.buffer, length)?)))
+        let buffer = if of_second { &self.second } else { &self.first };
+        Ok(Some(arrived.in_frame(whole_frame(buffer, length)?)))
+    }
+
+    /// Waits for one packet, or two that are there already; returns the first one's whole length, `None` when the peer has gone.
+    async fn packets(&mut self) -> Result<Option<usize>, PipeError> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut buffers = [[IoSliceMut::new(&mut self.first)], [IoSliceMut::new(&mut self.second)]];
+            let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+            match recvmmsg(self.socket.as_raw_fd(), &mut self.headers, buffers.iter_mut(), flags, None) {
+                Ok(mut packets) => {
+                    let first = packets.next().map(|packet| packet.bytes);
+                    self.follows = packets.next().map(|packet| packet.bytes);
+                    if self.follows.is_none() {
+                        ready.clear_ready();
+                    }
+                    return Ok(first);
+                }
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(PipeError::Socket(errno.into())),
+            }
+        }
     }
 }
 
