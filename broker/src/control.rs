@@ -146,7 +146,10 @@ pub(crate) async fn serve(broker: Rc<Broker>) -> Result<(), String> {
                     let members = serde_json::json!({ "worker": kind.name(), "status": describe(status) });
                     broker.audit.note("worker", &members);
                 }
-                broker.workers.exited(kind, instance, &describe(status));
+                match kind {
+                    Role::Audit => broker.audit.worker_exited(),
+                    _ => broker.workers.exited(kind, instance, &describe(status)),
+                }
             }
             (FromSpawner::Thaw, _) => {
                 let broker = broker.clone();

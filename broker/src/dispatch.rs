@@ -89,6 +89,12 @@ pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Reque
         if let Err(failed) = begins {
             return ask.answer(Answer::Failed(failed), &[]);
         }
+        if let Err(failed) = broker.audit.settled().await {
+            // The kernel may have it all the same: then it is to be known that nothing came of it.
+            let outcome = Outcome::Failed(&failed);
+            let _ = broker.audit.request(&asked, Some(decision), worker, &outcome, ask.is_abandoned());
+            return ask.answer(Answer::Failed(failed), &[]);
+        }
     }
     // Not of a program's input and output: they may be passwords, which a digest would let somebody guess.
     if broker.audit.is_on() && privilege == Privilege::File {

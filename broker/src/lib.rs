@@ -114,6 +114,7 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
     broker.audit.start(about(&broker));
     tasks.spawn_local(broker.deadlines.clone().run());
     tasks.spawn_local(freeze::attend(broker.clone()));
+    tasks.spawn_local(audit::kernel::attend(broker.clone()));
     let result = tasks.block_on(&runtime, control::serve(broker.clone()));
     broker.audit.stop();
     result

@@ -28,7 +28,7 @@ use crate::outbox::Outbox;
 /// How many jobs may wait for a worker of one kind.
 const WAITING: usize = 32;
 /// How long a worker may take to shut its jail.
-const START_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(5);
 /// How long the spawner may take to say how a worker ended, before its jobs are answered without.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -552,6 +552,9 @@ impl Instance {
                 return Err(format!("a refusal by rule {rule} of what was permitted"));
             }
             FromWorker::Hello(_) => return Err("a second hello".to_owned()),
+            FromWorker::Recorded(_) => {
+                return Err("an answer to a record, in place of one to a job".to_owned());
+            }
         };
         match (slot.late.borrow_mut().take(), event) {
             (None, event) => slot.push(event),
@@ -731,13 +734,8 @@ async fn live(broker: Rc<Broker>, instance: Rc<Instance>) {
 async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd) -> Result<(), String> {
     let (sender, mut receiver) = pipe::split(socket).map_err(|error| error.to_string())?;
     let outbox = instance.outbox.get_or_init(|| Outbox::new(sender));
-    let hello = ToWorker::Hello(Hello {
-        build_id: proto::BUILD_ID.to_owned(),
-        role: Role::Broker.name().to_owned(),
-        confinement: Vec::new(),
-    });
-    outbox.send(0, 0, &hello, &[]);
-    let greeted = tokio::time::timeout(START_LIMIT, expect_hello(broker, instance, &mut receiver)).await;
+    let greeted =
+        tokio::time::timeout(START_LIMIT, greet(broker, instance.role, outbox, &mut receiver)).await;
     if !greeted.map_err(|_| "nothing within 5 s of its start".to_owned())?? {
         return Ok(());
     }
@@ -764,19 +762,24 @@ async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd)
     }
 }
 
-/// False if it went before it said anything.
-async fn expect_hello(
+/// Exchanges hellos with a worker. False if it went before it said anything.
+pub(crate) async fn greet(
     broker: &Broker,
-    instance: &Instance,
+    role: Role,
+    outbox: &Outbox<ToWorker>,
     receiver: &mut Receiver<FromWorker>,
 ) -> Result<bool, String> {
+    let hello = ToWorker::Hello(Hello {
+        build_id: proto::BUILD_ID.to_owned(),
+        role: Role::Broker.name().to_owned(),
+        confinement: Vec::new(),
+    });
+    outbox.send(0, 0, &hello, &[]);
     let Some(received) = receiver.receive().await.map_err(|error| error.to_string())? else {
         return Ok(false);
     };
     match received.message {
-        FromWorker::Hello(hello)
-            if hello.build_id == proto::BUILD_ID && hello.role == instance.role.name() =>
-        {
+        FromWorker::Hello(hello) if hello.build_id == proto::BUILD_ID && hello.role == role.name() => {
             broker.audit.note("worker", &serde_json::json!({
                 "worker": hello.role,
                 "confinement": hello.confinement.into_iter().collect::<std::collections::BTreeMap<_, _>>(),

@@ -12,9 +12,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const LISTS: [&str; 13] = [
+const LISTS: [&str; 14] = [
     "frontend", "broker", "query", "file", "net", "netadmin", "compile", "fsfreeze", "power", "clock",
-    "hotplug", "account", "spawner",
+    "hotplug", "account", "audit", "spawner",
 ];
 const ARCHITECTURES: [&str; 3] = ["x86_64", "aarch64", "riscv64"];
 

@@ -53,6 +53,7 @@ impl Setup {
             Role::Power,
             Role::Clock,
             Role::Hotplug,
+            Role::Audit,
         ];
         Self { probe, real: Vec::new(), workers, channels: 1, user: 0 }
     }

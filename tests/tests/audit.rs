@@ -437,3 +437,115 @@ fn no_preset_but_that_of_qemu_ga_shows_the_head() {
         assert_eq!(reply["return"].is_object(), shown, "{reply}");
     }
 }
+
+// ---------------------------------------------------------------- the kernel's audit
+
+/// What these need: root, and a kernel that audits nothing. Where it does, a virtual machine shows what it gets
+/// (tests/vm/tests/kernel_audit.rs), and nothing is to be written into the audit of the machine that runs the tests.
+fn kernel_drops_records() -> bool {
+    if !programs::is_root() {
+        programs::left_out("records go to the kernel from an agent that was started by root only");
+        return false;
+    }
+    // Who turns it on: the command line, auditd, the journal.
+    let audits = std::fs::read_to_string("/proc/cmdline").unwrap().contains("audit=1")
+        || std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            ["auditd", "systemd-journal"].contains(&name.trim())
+        });
+    if audits {
+        programs::left_out("this machine's kernel audits");
+    }
+    !audits
+}
+
+#[test]
+fn what_the_kernel_audit_drops_is_refused_where_it_is_what_counts_and_required() {
+    if !kernel_drops_records() {
+        return;
+    }
+    let agent = agent("sink = \"kernel\"\nrequired = true");
+    let mut host = agent.connect();
+    assert_eq!(
+        host.refused("guest-get-host-name", json!({})),
+        "not done, because it cannot be recorded: the kernel audits nothing, so it drops records: start auditd, or boot with audit=1"
+    );
+    host.call("guest-ping", json!({}));
+    let log = agent.log();
+    assert!(log.contains("the kernel's audit does not take records: the kernel audits nothing"), "{log}");
+}
+
+#[test]
+fn what_the_kernel_audit_drops_is_done_and_counted_where_it_is_not_required_or_gets_copies() {
+    if !kernel_drops_records() {
+        return;
+    }
+    for sinks in
+        ["sink = \"kernel\"", "sink = [\"file\", \"kernel\"]\npath = \"DIR/audit.log\"\nrequired = true"]
+    {
+        let agent = agent(sinks);
+        let mut host = agent.connect();
+        ask_for_name(&mut host);
+        ask_for_name(&mut host);
+        assert_eq!(
+            agent.log().matches("the kernel's audit does not take records").count(),
+            1,
+            "{}",
+            agent.log()
+        );
+        // The worker lives on: it is not its fault.
+        agent.process("audit");
+    }
+}
+
+#[test]
+fn an_audit_worker_that_is_killed_is_replaced_and_nothing_waits_for_it() {
+    if !kernel_drops_records() {
+        return;
+    }
+    let agent = agent("sink = [\"file\", \"kernel\"]\npath = \"DIR/audit.log\"\nrequired = true");
+    let mut host = agent.connect();
+    ask_for_name(&mut host);
+    let worker = agent.process("audit");
+    stop(worker);
+    // More than the socket to it holds.
+    for _ in 0..300 {
+        ask_for_name(&mut host);
+    }
+    signal(worker, "KILL");
+    agent.successor("audit", worker);
+    ask_for_name(&mut host);
+    let records = checked(&[read(&agent.path("audit.log"))]);
+    assert_eq!(of_kind(&records, "request").len(), 302);
+    let about: Vec<_> =
+        of_kind(&records, "worker").into_iter().filter(|record| record["worker"] == "audit").collect();
+    assert_eq!(
+        about[0]["confinement"]["capabilities"], "0000000020000000",
+        "CAP_AUDIT_WRITE is 29: {about:?}"
+    );
+    assert_eq!(about[1]["status"], "killed by signal 9");
+}
+
+#[test]
+fn without_the_sink_no_process_can_write_to_the_kernels_audit() {
+    if !programs::is_root() {
+        return programs::left_out("only root has a capability to give up");
+    }
+    let agent = Agent::configured(private_directory(), &configuration("policy = \"observe\"", TO_FILE));
+    let mut host = agent.connect();
+    ask_for_name(&mut host);
+    host.call("guest-network-get-interfaces", json!({}));
+    host.refused("guest-file-open", json!({ "path": "/etc/hostname" }));
+    let all = agent.processes();
+    assert!(all.len() >= 4, "{all:?}");
+    let with: Vec<String> = all
+        .into_iter()
+        .filter(|(_, pid)| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap().trim();
+            u64::from_str_radix(bounding, 16).unwrap() & 1 << 29 != 0
+        })
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(with, Vec::<String>::new());
+}

@@ -18,7 +18,10 @@ use jail::Role;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use pipe::Pipe;
-use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
+use proto::chain::Hash;
+use proto::message::{
+    About, Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome,
+};
 use proto::settings::{AuditSettings, ChannelSettings, Method, Settings};
 use proto::{Dialect, Failed, Group, Request, agent as agent_commands, exec, net, query};
 use serde_json::json;
@@ -307,6 +310,20 @@ impl Alone {
         pipe.send(id, 0, message, &[]).unwrap();
     }
 
+    fn send_record(&self, command: &str, record: &[u8]) {
+        let about = About {
+            sequence: 1,
+            hash: Hash::default(),
+            kind: "request".to_owned(),
+            command: Some(command.to_owned()),
+            channel: None,
+            decision: None,
+            outcome: None,
+        };
+        let pipe = Pipe::<ToWorker, FromWorker>::new(self.socket().try_clone().unwrap());
+        pipe.send(1, 0, &ToWorker::Record(about), record).unwrap();
+    }
+
     /// Waits for its end.
     fn end(mut self) -> (ExitStatus, String) {
         let begin = Instant::now();
@@ -361,7 +378,7 @@ fn frame(flags: u8, head: u32, length: u32, body: &[u8]) -> Vec<u8> {
     frame
 }
 
-const WORKERS: [Role; 10] = [
+const WORKERS: [Role; 11] = [
     Role::Query,
     Role::File,
     Role::Net,
@@ -372,6 +389,7 @@ const WORKERS: [Role; 10] = [
     Role::Clock,
     Role::Hotplug,
     Role::Account,
+    Role::Audit,
 ];
 
 #[test]
@@ -467,6 +485,36 @@ fn a_worker_ends_at_a_message_of_the_other_direction() {
 }
 
 #[test]
+fn only_the_audit_worker_is_given_records_and_it_is_given_nothing_else() {
+    for role in WORKERS.into_iter().filter(|role| *role != Role::Audit) {
+        let worker = Alone::greeted(role);
+        worker.send_record("guest-ping", b"{}");
+        worker.ends_with("the broker sent what only the audit worker is told");
+    }
+    let worker = Alone::greeted(Role::Audit);
+    worker.send_as(&ToWorker::Abandon);
+    worker.ends_with("the broker sent what is no record");
+}
+
+// "bounded length, printable only": a record that could be two ends the worker instead of being written.
+#[test]
+fn the_audit_worker_ends_at_what_is_no_record() {
+    for (command, record) in [
+        ("guest-ping", b"".to_vec()),
+        ("guest-ping", b"{}\n{}".to_vec()),
+        ("guest-ping", vec![b'x'; 16 * 1024 + 1]),
+        ("guest-ping\n", b"{}".to_vec()),
+        ("guest-ping \u{202e}", b"{}".to_vec()),
+    ] {
+        let worker = Alone::greeted(Role::Audit);
+        worker.send_record(command, &record);
+        let (status, log) = worker.end();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.starts_with("audit: the broker sent ") && log.contains(" bytes that "), "{log}");
+    }
+}
+
+#[test]
 fn a_worker_ends_at_a_job_of_another_worker() {
     for (role, request) in [
         (Role::Query, Request::from(net::Request::Interfaces(proto::NoArguments {}))),
@@ -498,7 +546,8 @@ fn a_worker_refuses_what_the_policy_refuses_whatever_the_broker_says() {
 
 #[test]
 fn what_is_said_of_jobs_that_a_worker_does_not_have_does_no_harm_or_ends_it() {
-    for role in WORKERS {
+    // It has none at all.
+    for role in WORKERS.into_iter().filter(|role| *role != Role::Audit) {
         let mut worker = Alone::greeted(role);
         worker.send_as_about(77, &ToWorker::Abandon);
         assert!(worker.lives_on(), "{role}: late news are no fault");

@@ -20,7 +20,7 @@ use tests::{golden, programs};
 const PROBE: &str = env!("CARGO_BIN_EXE_probe");
 
 /// All that have a filter.
-const FILTERED: [Role; 12] = [
+const FILTERED: [Role; 13] = [
     Role::Broker,
     Role::Frontend,
     Role::Query,
@@ -33,6 +33,7 @@ const FILTERED: [Role; 12] = [
     Role::Clock,
     Role::Hotplug,
     Role::Keys,
+    Role::Audit,
 ];
 
 /// Calls that would do what they are for if they were made here: the power worker's signals to process 1. What the filter refuses of
@@ -92,6 +93,11 @@ fn the_clock_worker_reaches_exactly_the_calls_of_its_list() {
 #[test]
 fn the_hotplug_worker_reaches_exactly_the_calls_of_its_list() {
     reaches_exactly_its_list(Role::Hotplug);
+}
+
+#[test]
+fn the_audit_worker_reaches_exactly_the_calls_of_its_list() {
+    reaches_exactly_its_list(Role::Audit);
 }
 
 #[test]
@@ -387,6 +393,11 @@ fn the_fsfreeze_power_and_clock_workers_cannot_get_out() {
 }
 
 #[test]
+fn the_audit_worker_cannot_get_out() {
+    ways_out(Role::Audit);
+}
+
+#[test]
 fn the_child_that_works_on_keys_cannot_get_out() {
     ways_out(Role::Keys);
 }
@@ -481,6 +492,11 @@ fn the_clock_workers_state_is_the_committed_one() {
 #[test]
 fn the_hotplug_workers_state_is_the_committed_one() {
     state_is_the_committed_one(Role::Hotplug);
+}
+
+#[test]
+fn the_audit_workers_state_is_the_committed_one() {
+    state_is_the_committed_one(Role::Audit);
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn record() -> BTreeMap<Role, Seen> {
     let configuration = format!(
         "policy = \"{0}/policy.toml\"\n\n[[channel]]\nname = \"test\"\nmethod = \"unix-listen\"\npath = \"{0}/sock\"\n\
          dialects = [\"qga\", \"phoenix\"]\n\n[state]\ndirectory = \"{0}/state\"\n\n\
-         [audit]\nsink = \"file\"\npath = \"{0}/audit.log\"\nrequired = true\n",
+         [audit]\nsink = [\"file\", \"kernel\"]\npath = \"{0}/audit.log\"\nrequired = true\n",
         path.display()
     );
     // A file, not a preset: only what comes from outside needs the compiler.

@@ -12,7 +12,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 use proto::chain::{self, Chain, Hash, Head, INTENTS, Intent};
 use proto::settings::{AuditSettings, AuditSink};
 use serde::Deserialize;
@@ -103,6 +105,10 @@ pub(crate) fn open(audit: &Audit) -> Result<Opened, String> {
             AuditSink::Syslog => (SYSLOG, "syslog"),
             AuditSink::Journald => (JOURNAL, "the journal"),
             AuditSink::File | AuditSink::Log => continue,
+            AuditSink::Kernel => {
+                kernel_audits().map_err(|why| format!("cannot reach the kernel's audit: {why}"))?;
+                continue;
+            }
         };
         let path = audit.socket.as_deref().unwrap_or(Path::new(usual));
         match connect(path) {
@@ -190,6 +196,22 @@ impl Opened {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// Whether there is anything that the audit worker could reach. What the kernel makes of records is known when it gets one.
+fn kernel_audits() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("the sink \"kernel\" is for an agent that is started by root".to_owned());
+    }
+    let flags = SockFlag::SOCK_CLOEXEC;
+    match socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkAudit) {
+        Ok(_) => Ok(()),
+        Err(Errno::EPROTONOSUPPORT) => Err(
+            "this kernel has none (built without CONFIG_AUDIT, or booted with audit=0); choose another sink"
+                .to_owned(),
+        ),
+        Err(errno) => Err(errno.desc().to_owned()),
+    }
 }
 
 fn connect(path: &Path) -> io::Result<OwnedFd> {

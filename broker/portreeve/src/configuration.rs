@@ -499,11 +499,12 @@ impl Reader<'_> {
     }
 
     fn audit(&self, written: WrittenAudit) -> Result<Audit, Complaint> {
-        const SINKS: [(&str, Option<AuditSink>); 5] = [
+        const SINKS: [(&str, Option<AuditSink>); 6] = [
             ("file", Some(AuditSink::File)),
             ("syslog", Some(AuditSink::Syslog)),
             ("journald", Some(AuditSink::Journald)),
             ("stderr", Some(AuditSink::Log)),
+            ("kernel", Some(AuditSink::Kernel)),
             ("off", None),
         ];
         let (span, names) = match written.sink {
@@ -630,7 +631,7 @@ mod tests {
                 [state]
                 directory = "/var/lib/portreeve"
                 [audit]
-                sink = ["file", "journald"]
+                sink = ["file", "journald", "kernel"]
                 path = "/var/log/portreeve.jsonl"
                 socket = "/run/systemd/journal.guest/socket"
                 required = true
@@ -663,7 +664,7 @@ mod tests {
             rotate_bytes: 65536,
             rotate_days: 7,
             keep: 30,
-            ..Audit::to([AuditSink::File, AuditSink::Journald])
+            ..Audit::to([AuditSink::File, AuditSink::Journald, AuditSink::Kernel])
         };
         assert_eq!(found.audit, audit);
         assert_eq!(found.state_directory, Some("/var/lib/portreeve".into()));

@@ -19,7 +19,9 @@ use compile::Bundle;
 use jail::Role;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use proto::Group;
-use proto::settings::{AuditSettings, ChannelSettings, Configured, FreezeSettings, Init, Settings};
+use proto::settings::{
+    AuditSettings, AuditSink, ChannelSettings, Configured, FreezeSettings, Init, Settings,
+};
 use spawner::{Channel, Descriptors, Method, Plan};
 
 use crate::audit::Audit;
@@ -197,14 +199,15 @@ fn exec(mut launch: Launch) -> Result<Infallible, String> {
     if policy::is_closed(&policy) {
         log(Level::Critical, "no policy is in force: nothing but sync, ping and info is served");
     }
-    let workers = workers(&policy, launch.freeze.hook.is_some());
     let boot_id = match &marker {
         Some(marker) => marker.boot_id.clone(),
         None => marker::boot_id()?,
     };
     let frozen = marker.as_ref().is_some_and(|marker| marker.frozen);
+    let settings = launch.settings(audit_settings, boot_id);
+    let workers = workers(&policy, &settings);
     // Kept until the exec, which frees it at once.
-    let sealed = Sealed::new(launch.settings(audit_settings, boot_id), policy);
+    let sealed = Sealed::new(settings, policy);
     let settings = sealed.encode().map_err(|error| error.to_string())?;
     let settings = jail::sealed::from_bytes(c"portreeve-settings", &settings)
         .map_err(|error| format!("settings: {error}"))?;
@@ -355,8 +358,8 @@ impl Line {
     }
 }
 
-/// The workers that the policy, and a hook if there is one, have something to do for; others cannot even be started.
-pub(crate) fn workers(policy: &Policy, hook: bool) -> Vec<Role> {
+/// The workers that the policy, a hook and an audit log of the kernel's have something to do for; others cannot even be started.
+pub(crate) fn workers(policy: &Policy, settings: &Settings) -> Vec<Role> {
     let of = |role, groups: &[Group]| groups.iter().any(|group| may_ever(policy, *group)).then_some(role);
     [
         of(Role::Query, &[Group::Query]),
@@ -369,7 +372,8 @@ pub(crate) fn workers(policy: &Policy, hook: bool) -> Vec<Role> {
         of(Role::Clock, &[Group::Clock]),
         of(Role::Hotplug, &[Group::Hotplug]),
         of(Role::Account, &[Group::Account]),
-        of(Role::Hook, &[Group::Fsfreeze]).filter(|_| hook),
+        of(Role::Hook, &[Group::Fsfreeze]).filter(|_| settings.freeze.hook.is_some()),
+        settings.audit.sinks.contains(&AuditSink::Kernel).then_some(Role::Audit),
     ]
     .into_iter()
     .flatten()
@@ -431,15 +435,18 @@ mod tests {
     fn workers_of(preset: &str) -> Vec<Role> {
         let bundle =
             Bundle { sources: vec![Source::Preset(preset.to_owned())], allow: Vec::new(), block: Vec::new() };
-        workers(&compile::compile(&bundle).unwrap().policy, false)
+        workers(&compile::compile(&bundle).unwrap().policy, &Settings::default())
     }
 
     #[test]
     fn workers_without_anything_to_do_are_not_in_the_plan() {
-        let all = Role::ALL.into_iter().filter(|role| role.is_worker() && *role != Role::Hook);
+        let configured = [Role::Hook, Role::Audit];
+        let all = Role::ALL.into_iter().filter(|role| role.is_worker() && !configured.contains(role));
         assert_eq!(workers_of("qemu-ga"), all.collect::<Vec<_>>());
         assert_eq!(workers_of("observe"), [Role::Query, Role::Net]);
-        assert_eq!(workers(&Policy::closed("bad"), true), []);
+        let mut settings = Settings::default();
+        settings.freeze.hook = Some(b"/hook".to_vec());
+        assert_eq!(workers(&Policy::closed("bad"), &settings), []);
     }
 
     /// Of the workers that are as good as root, and those whose rights only arguments narrow.
@@ -450,7 +457,7 @@ mod tests {
             let sources = vec![Source::File { name: "p.toml".to_owned(), text }];
             workers(
                 &compile::compile(&Bundle { sources, allow: Vec::new(), block: Vec::new() }).unwrap().policy,
-                false,
+                &Settings::default(),
             )
         };
         let rest = "[[rule]]\noutcome = \"allow\"\n";
@@ -472,6 +479,15 @@ mod tests {
             );
             assert!(workers_under(&(rule("deny", condition) + rest)).contains(&role), "{group}: a part is");
         }
+    }
+
+    #[test]
+    fn the_audit_worker_is_in_the_plan_where_records_go_to_the_kernel_whatever_the_policy_and_nowhere_else() {
+        let mut settings = Settings::default();
+        settings.audit.sinks = vec![AuditSink::File, AuditSink::Kernel];
+        assert_eq!(workers(&Policy::closed("bad"), &settings), [Role::Audit]);
+        settings.audit.sinks = vec![AuditSink::File, AuditSink::Journald, AuditSink::Log];
+        assert_eq!(workers(&Policy::closed("bad"), &settings), []);
     }
 
     #[test]

@@ -66,7 +66,7 @@ fn recompile(arguments: &[OsString]) -> Result<ExitCode, String> {
         Policy::closed(why)
     });
     let closed = policy::is_closed(&policy);
-    let workers = mask_of(&workers(&policy, settings.freeze.hook.is_some()));
+    let workers = mask_of(&workers(&policy, &settings));
     let workers = workers.ok_or("a role among the workers that is none")?;
     let bytes = Sealed::new(settings, policy).encode().map_err(|error| error.to_string())?;
     form.write_all(&bytes).map_err(said("the form"))?;

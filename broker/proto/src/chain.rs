@@ -9,6 +9,8 @@
 
 use std::fmt;
 
+use bincode::{Decode, Encode};
+
 /// Bytes of the memory file: two places, which are written in turn, so that a whole one is there at every moment.
 pub const FILE: usize = 2 * PLACE;
 /// Bytes of one place.
@@ -18,7 +20,7 @@ pub const INTENTS: usize = 1024;
 const INTENT: usize = 40;
 
 /// A SHA-256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
 pub struct Hash(pub [u8; 32]);
 
 impl fmt::Display for Hash {

@@ -24,6 +24,9 @@ pub const PAYLOAD: u64 = 64 * 1024 * 1024;
 /// Open files of all clients together.
 pub const OPEN_FILES: usize = 1024;
 
+/// Bytes of one record of the audit log, without the end of its line.
+pub const RECORD: usize = 16 * 1024;
+
 /// Threads of one file worker: as many operations may hang at a time before a second worker is started.
 pub const FILE_THREADS: usize = 4;
 

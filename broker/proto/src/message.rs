@@ -6,6 +6,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::chain::Hash;
 use crate::{Answer, CommandId, Dialect, Failed, Request, Text, settings::ChannelSettings};
 
 /// First message each way. A different build id ends the receiver: it belongs to another build.
@@ -99,6 +100,28 @@ pub enum ToWorker {
     Adopt,
     /// Closes the file with this handle: it was opened too late for anybody to know of it.
     Forget(u64),
+    /// To the audit worker only, instead of jobs: a record for the kernel's audit. The record itself is behind it, in printable ASCII, at
+    /// most [`RECORD`](crate::limits::RECORD) bytes. Answered in the order in which they are sent.
+    Record(About),
+}
+
+/// What the kernel's audit shows of a record beside the record itself. Texts are printable ASCII.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct About {
+    /// Its number in the audit log.
+    pub sequence: u64,
+    /// Of the whole record.
+    pub hash: Hash,
+    /// `request`, `intent`, `start`, …
+    pub kind: String,
+    /// The command, for records of requests.
+    pub command: Option<String>,
+    /// The channel it came in by.
+    pub channel: Option<String>,
+    /// What the policy said.
+    pub decision: Option<String>,
+    /// What came of it.
+    pub outcome: Option<String>,
 }
 
 /// One permitted request on its way to the worker, which checks it again by the same policy.
@@ -155,4 +178,6 @@ pub enum FromWorker {
     Refused(String),
     /// A piece of a payload has been taken (`guest-exec` input).
     Taken,
+    /// The kernel's audit has the record with this id, or why not.
+    Recorded(Result<(), Failed>),
 }

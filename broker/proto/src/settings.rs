@@ -60,6 +60,8 @@ pub enum AuditSink {
     Journald,
     /// To the agent's log.
     Log,
+    /// To the kernel's audit, by the audit worker.
+    Kernel,
 }
 
 /// The audit log.

@@ -171,14 +171,14 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// One bit for each role.
-    pub workers: u16,
+    pub workers: u32,
 }
 
 impl Compiled {
     /// Encodes the message.
     #[must_use]
     pub fn encode(self) -> [u8; LENGTH] {
-        Fields { operation: COMPILED, value: self.workers.into(), ..Fields::default() }.encode(0)
+        Fields { operation: COMPILED, value: self.workers, ..Fields::default() }.encode(0)
     }
 
     /// Decodes it.
@@ -190,7 +190,7 @@ impl Compiled {
         if fields.operation != COMPILED {
             return Err(Malformed::Operation(fields.operation));
         }
-        let message = Self { workers: u16::try_from(fields.value).map_err(|_| Malformed::Field)? };
+        let message = Self { workers: fields.value };
         if message.encode() == bytes { Ok(message) } else { Err(Malformed::Field) }
     }
 }

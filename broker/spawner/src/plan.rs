@@ -24,8 +24,8 @@ const LIMIT: usize = 128 * 1024;
 /// Longest path in bytes: PATH_MAX with its final NUL.
 const LONGEST_PATH: usize = 4095;
 
-/// "prvplan2"
-const MAGIC: [u8; 8] = *b"prvplan2";
+/// "prvplan3"
+const MAGIC: [u8; 8] = *b"prvplan3";
 
 /// What the spawner is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,7 +300,7 @@ impl Plan {
             return Err(PlanError::Magic);
         }
         let uid_base = rest.u32()?;
-        let workers = workers_of(rest.u16()?).ok_or(PlanError::Range("list of workers"))?;
+        let workers = workers_of(rest.u32()?).ok_or(PlanError::Range("list of workers"))?;
         let count = usize::from(rest.u8()?);
         if count == 0 || count > CHANNELS {
             return Err(PlanError::Range("number of channels"));
@@ -361,19 +361,19 @@ impl AuditFile {
 
 /// A list of workers in one number, a bit for each; None if one of them is no worker.
 #[must_use]
-pub fn mask_of(workers: &[Role]) -> Option<u16> {
+pub fn mask_of(workers: &[Role]) -> Option<u32> {
     workers.iter().try_fold(0, |mask, role| role.is_worker().then_some(mask | bit(*role)))
 }
 
 /// The workers of [`mask_of`]; None if a bit stands for something else.
 #[must_use]
-pub fn workers_of(mask: u16) -> Option<Vec<Role>> {
+pub fn workers_of(mask: u32) -> Option<Vec<Role>> {
     let workers: Vec<Role> =
         Role::ALL.into_iter().filter(|role| role.is_worker() && mask & bit(*role) != 0).collect();
     (mask_of(&workers) == Some(mask)).then_some(workers)
 }
 
-fn bit(role: Role) -> u16 {
+fn bit(role: Role) -> u32 {
     1 << (role as u8)
 }
 

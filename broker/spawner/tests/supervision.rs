@@ -643,7 +643,7 @@ fn an_ordinary_users_agent_is_confined_as_far_as_it_can_be_and_says_what_is_miss
 // Reloads.
 
 /// Workers in the plan's form.
-const QUERY_AND_POWER: u16 = 1 << Role::Query as u8 | 1 << Role::Power as u8;
+const QUERY_AND_POWER: u32 = 1 << Role::Query as u8 | 1 << Role::Power as u8;
 
 fn sighup_ends_an_agent_that_does_not_reload() {
     let mut agent = Agent::start("hup", |_| ());

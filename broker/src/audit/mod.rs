@@ -7,6 +7,7 @@
 //! leaves no gap: a gap is somebody else's work. Where the chain stands is announced in a memory file before each record, for the
 //! broker that comes after this one (`proto::chain`).
 
+pub(crate) mod kernel;
 mod record;
 mod sinks;
 
@@ -26,6 +27,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::Broker;
+use kernel::Queue;
 use record::{Body, ascii, bounded, hash};
 use sinks::{Fields, Found, LogFile, Sink};
 
@@ -40,6 +42,8 @@ const WITNESS_RECORDS: u64 = 1000;
 const WITNESS_AFTER: Duration = Duration::from_secs(600);
 /// How long a request waits for another file when the log was removed.
 const NEW_FILE: Duration = Duration::from_secs(1);
+/// How long a request waits for the kernel's audit, where that is required.
+const KERNEL: Duration = Duration::from_secs(5);
 /// How long after the spawner has refused another file it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -100,6 +104,8 @@ struct Entry {
     body: Body,
     tie: Tie,
     about: About,
+    /// How many records are lost if this one is: it may be the one that counts others.
+    counts: u64,
 }
 
 /// What the journal shows of it in fields.
@@ -226,6 +232,7 @@ impl Audit {
                 AuditSink::Syslog => Sink::Syslog(socket.take().ok_or_else(missing)?),
                 AuditSink::Journald => Sink::Journald(socket.take().ok_or_else(missing)?),
                 AuditSink::Log => Sink::Log,
+                AuditSink::Kernel => Sink::Kernel(Rc::default()),
             });
         }
         let chain_file = chain.map(File::from);
@@ -367,7 +374,8 @@ impl Audit {
             decision: Some(name),
             outcome: Some(text),
         };
-        let result = Body::new(kind, &line).and_then(|body| self.put(Some(Entry { kind, body, tie, about })));
+        let result = Body::new(kind, &line)
+            .and_then(|body| self.put(Some(Entry { kind, body, tie, about, counts: 1 })));
         let result = match result {
             Ok(()) if begins && self.settings.sync => self.sync(),
             other => other,
@@ -487,7 +495,8 @@ impl Audit {
         if state.lost > 0 {
             let body = Body::new("loss", serde_json::json!({ "records": state.lost }))?;
             let lost = std::mem::take(&mut state.lost);
-            if let Err(why) = self.emit(state, &Entry::note("loss", body)) {
+            let counts = lost.saturating_add(1);
+            if let Err(why) = self.emit(state, &Entry { counts, ..Entry::note("loss", body) }) {
                 state.lost = lost;
                 return Err(why);
             }
@@ -519,6 +528,8 @@ impl Audit {
         let fields = Fields {
             kind: entry.kind,
             sequence,
+            hash: state.chain.next.map(|next| next.hash).unwrap_or_default(),
+            counts: entry.counts,
             message: if entry.about.message.is_empty() { entry.kind } else { &entry.about.message },
             command: entry.about.command,
             channel: entry.about.channel.as_deref(),
@@ -565,6 +576,53 @@ impl Audit {
         let at = state.chain.encode(&mut state.announcement);
         if let Err(error) = file.write_all_at(&state.announcement, at) {
             tracing::error!("a broker after this one will not know where the audit log goes on: {error}");
+        }
+    }
+
+    /// The way to the kernel's audit, if records go there.
+    fn kernel(&self) -> Option<Rc<Queue>> {
+        self.state.borrow().sinks.iter().find_map(|sink| match sink {
+            Sink::Kernel(queue) => Some(queue.clone()),
+            _ => None,
+        })
+    }
+
+    /// Waits, where a record is required and the kernel's audit is what counts, until the kernel has the last one. Called right after it
+    /// was written.
+    ///
+    /// # Errors
+    /// The kernel has not taken it.
+    pub(crate) async fn settled(&self) -> Result<(), Failed> {
+        let queue = match &*self.state.borrow() {
+            // Until a thaw it waits with all others.
+            State { held: Some(_), .. } => return Ok(()),
+            State { sinks, .. } => match sinks.first() {
+                Some(Sink::Kernel(queue)) if self.settings.required => queue.clone(),
+                _ => return Ok(()),
+            },
+        };
+        let settled = tokio::time::timeout(KERNEL, queue.last()).await;
+        settled
+            .unwrap_or_else(|_| {
+                Err(format!("the kernel's audit has not taken it within {} s", KERNEL.as_secs()))
+            })
+            .map_err(|why| Failed::new(format!("not done, because it cannot be recorded: {why}")))
+    }
+
+    /// The spawner has seen the audit worker's end.
+    pub(crate) fn worker_exited(&self) {
+        if let Some(queue) = self.kernel() {
+            queue.exited();
+        }
+    }
+
+    /// The kernel's audit has not taken so many records that were on their way there.
+    fn missed(&self, records: u64) {
+        let mut state = self.state.borrow_mut();
+        // What it was to have copies of is recorded elsewhere.
+        if let Some(Sink::Kernel(_)) = state.sinks.first() {
+            state.lost = state.lost.saturating_add(records);
+            self.announce(&mut state);
         }
     }
 
@@ -738,7 +796,7 @@ impl State {
 
 impl Entry {
     fn note(kind: &'static str, body: Body) -> Self {
-        Entry { kind, body, tie: Tie::None, about: About::default() }
+        Entry { kind, body, tie: Tie::None, about: About::default(), counts: 1 }
     }
 }
 
@@ -1075,7 +1133,7 @@ mod tests {
         audit.request(&asked, Some(decision), Some("file"), &Outcome::Failed(&failed), false).unwrap();
         let text = place.text();
         let line = text.lines().nth(1).unwrap();
-        assert!(line.len() <= record::RECORD && line.is_ascii(), "{}", line.len());
+        assert!(line.len() <= proto::limits::RECORD && line.is_ascii(), "{}", line.len());
         let record = &place.lines()[1];
         assert_eq!((&record["command"], &record["outcome"]), (&json!("guest-file-open"), &json!("failed")));
         assert!(record["arguments"]["length"].is_u64(), "{record}");

@@ -8,14 +8,13 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use proto::chain::Hash;
+use proto::limits::RECORD;
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 use sha2::{Digest as _, Sha256};
 
 /// The version of the record's form, in every record.
 const VERSION: u32 = 1;
-/// Bytes of one record at most, without the end of its line.
-pub(super) const RECORD: usize = 16 * 1024;
 /// What number, `intent` and `prev` take of it.
 const AROUND: usize = 256;
 

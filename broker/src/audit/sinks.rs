@@ -1,9 +1,14 @@
-//! Where records go: a file, sockets of log daemons, the agent's log. Each is a descriptor that the broker was born with or, for a file,
-//! was given instead of it by the spawner. Nothing here waits for anybody.
+//! Where records go: a file, sockets of log daemons, the agent's log, the audit worker. Each is a descriptor that the broker was born
+//! with or was given by the spawner. Nothing here waits for anybody.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
 
 use nix::errno::Errno;
+use proto::chain::Hash;
+use proto::message::About;
+
+use super::kernel::Queue;
 
 /// One of the places.
 pub(super) enum Sink {
@@ -12,6 +17,8 @@ pub(super) enum Sink {
     Syslog(OwnedFd),
     Journald(OwnedFd),
     Log,
+    /// By the audit worker: what becomes of a record is known later.
+    Kernel(Rc<Queue>),
 }
 
 /// What the journal shows of a record beside the record itself.
@@ -19,6 +26,9 @@ pub(super) enum Sink {
 pub(super) struct Fields<'a> {
     pub(super) kind: &'a str,
     pub(super) sequence: u64,
+    pub(super) hash: Hash,
+    /// How many records are lost if this one is.
+    pub(super) counts: u64,
     /// For people; ASCII, one line.
     pub(super) message: &'a str,
     pub(super) command: Option<&'a str>,
@@ -41,11 +51,24 @@ impl Sink {
                 tracing::error!(target: "audit", "{}", String::from_utf8_lossy(record));
                 Ok(())
             }
+            Sink::Kernel(queue) => queue.put(fields.about(), record, fields.counts),
         }
     }
 }
 
 impl Fields<'_> {
+    fn about(&self) -> About {
+        About {
+            sequence: self.sequence,
+            hash: self.hash,
+            kind: self.kind.to_owned(),
+            command: self.command.map(str::to_owned),
+            channel: self.channel.map(str::to_owned),
+            decision: self.decision.map(str::to_owned),
+            outcome: self.outcome.map(str::to_owned),
+        }
+    }
+
     /// systemd's native protocol (`systemd.io/JOURNAL_NATIVE_PROTOCOL`): fields of one line each. A record is at most 16 KiB, which a
     /// datagram always holds, so that no memory file is needed.
     fn entry(&self, record: &[u8]) -> Vec<u8> {

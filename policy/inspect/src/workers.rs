@@ -16,6 +16,9 @@ pub struct Worker {
     pub name: &'static str,
     /// Whether it can be started at all.
     pub exists: bool,
+    /// What has to be configured for that, beside the policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only_with: Option<&'static str>,
     /// Its user id; None: root, or the user whose keys they are.
     pub uid: Option<u32>,
     /// What is as good as being root, in which case nothing below confines it.
@@ -51,9 +54,16 @@ pub(crate) fn workers(policy: &Policy, uid_base: u32) -> Vec<Worker> {
 pub(crate) fn worker(role: Role, policy: &Policy, possible: Calls, uid_base: u32) -> Worker {
     let row = row(role);
     let may = |group: Group| possible.has(|_, known| known == group);
+    let only_with = match role {
+        Role::Hook => Some("a freeze hook"),
+        Role::Audit => Some("the audit log's sink \"kernel\""),
+        _ => None,
+    };
     let exists = match role {
-        // It is asked by fsfreeze, if there is a hook.
+        // It is asked by fsfreeze.
         Role::Hook => may(Group::Fsfreeze),
+        // No policy has a say in what is recorded where.
+        Role::Audit => true,
         _ => possible.has(|command, group| {
             // What only says something about the agent is answered without a worker.
             group != Group::Agent && role_of(command.privilege) == Some(role)
@@ -74,6 +84,7 @@ pub(crate) fn worker(role: Role, policy: &Policy, possible: Calls, uid_base: u32
     Worker {
         name: role.name(),
         exists,
+        only_with,
         uid: role.uid(uid_base, 0),
         unconfined: !row.confined,
         capabilities: row.capabilities.iter().filter(|one| is_kept(one)).map(ToString::to_string).collect(),
@@ -116,14 +127,15 @@ impl Worker {
         if !self.exists {
             return writeln!(out, "  {:<9} cannot exist: no rule allows what it does", self.name);
         }
+        let only = self.only_with.map_or_else(String::new, |what| format!("only with {what}; "));
         if self.unconfined {
-            writeln!(out, "  {:<9} root, not confined: {}", self.name, self.reason)?;
+            writeln!(out, "  {:<9} {only}root, not confined: {}", self.name, self.reason)?;
             return Ok(());
         }
         let uid = self.uid.map_or("-".to_owned(), |uid| uid.to_string());
         let capabilities =
             if self.capabilities.is_empty() { "none".to_owned() } else { self.capabilities.join(" ") };
-        writeln!(out, "  {:<9} uid {uid}; capabilities: {capabilities}; {}", self.name, self.sees)?;
+        writeln!(out, "  {:<9} {only}uid {uid}; capabilities: {capabilities}; {}", self.name, self.sees)?;
         let seccomp = match &self.seccomp {
             Some((list, calls)) => format!("{calls} of {list}.policy"),
             None => "all".to_owned(),
@@ -147,7 +159,7 @@ mod tests {
     fn workers_that_no_rule_needs_cannot_exist() {
         let existing: Vec<&str> =
             of("observe").iter().filter(|worker| worker.exists).map(|worker| worker.name).collect();
-        assert_eq!(existing, ["query", "net"]);
+        assert_eq!(existing, ["query", "net", "audit"]);
         assert!(of("qemu-ga").iter().all(|worker| worker.exists));
     }
 

@@ -44,11 +44,13 @@ pub enum Role {
     Hook = 14,
     /// Reads and writes one user's authorized keys, as that user; a child of the account worker.
     Keys = 15,
+    /// Hands records of the audit log to the kernel's audit.
+    Audit = 16,
 }
 
 impl Role {
     /// Every role, in the order of its number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Broker,
         Self::Frontend,
         Self::Query,
@@ -64,6 +66,7 @@ impl Role {
         Self::Account,
         Self::Hook,
         Self::Keys,
+        Self::Audit,
     ];
 
     /// Returns the word that logs, file names and the policy folder use.
@@ -85,6 +88,7 @@ impl Role {
             Self::Account => "account",
             Self::Hook => "hook",
             Self::Keys => "keys",
+            Self::Audit => "audit",
         }
     }
 
@@ -108,6 +112,7 @@ impl Role {
             Self::Account => "portreeve-account",
             Self::Hook => "portreeve-hook",
             Self::Keys => "portreeve-keys",
+            Self::Audit => "portreeve-audit",
         }
     }
 
@@ -176,6 +181,6 @@ mod tests {
     fn numbers_and_roles_are_one_to_one() {
         assert_eq!(Role::try_from(7), Ok(Role::Exec));
         assert_eq!(Role::try_from(0), Err(UnknownRole(0)));
-        assert_eq!(Role::try_from(16), Err(UnknownRole(16)));
+        assert_eq!(Role::try_from(17), Err(UnknownRole(17)));
     }
 }

@@ -132,7 +132,7 @@ const UNCONFINED: Row = Row {
     seccomp: None,
 };
 
-static ROWS: [Row; 15] = [
+static ROWS: [Row; 16] = [
     Row {
         role: Role::Broker,
         reason: "decides and routes over descriptors it was born with; names no file, no address, no process",
@@ -347,6 +347,23 @@ static ROWS: [Row; 15] = [
         limits: limits(16, Some(2 * MIB), 128 * MIB),
         seccomp: Some(&crate::seccomp::ACCOUNT),
     },
+    Row {
+        role: Role::Audit,
+        reason: "hands records to the kernel's audit over a netlink socket opened before: the kernel asks for the right of who opened \
+                 it and of who sends; not started unless the audit log goes there",
+        capabilities: &[Capability::CAP_AUDIT_WRITE],
+        confined: true,
+        root: RootView::Empty,
+        // Each network namespace has a socket of the kernel's audit (audit_net_init of kernel/audit.c).
+        network: Network::Empty,
+        own_uts: true,
+        landlock: LandlockPaths::Nothing,
+        landlock_required: false,
+        dies_with_spawner: true,
+        threads: false,
+        limits: limits(16, Some(0), 128 * MIB),
+        seccomp: Some(&crate::seccomp::AUDIT),
+    },
 ];
 
 /// Returns what `role` keeps.
@@ -369,6 +386,7 @@ pub fn row(role: Role) -> &'static Row {
         account,
         hook,
         keys,
+        audit,
     ] = &ROWS;
     match role {
         Role::Broker => broker,
@@ -386,6 +404,7 @@ pub fn row(role: Role) -> &'static Row {
         Role::Account => account,
         Role::Hook => hook,
         Role::Keys => keys,
+        Role::Audit => audit,
     }
 }
 
@@ -404,7 +423,15 @@ mod tests {
             Role::ALL.into_iter().filter(|role| !row(*role).capabilities.is_empty()).collect();
         assert_eq!(
             with,
-            [Role::File, Role::NetAdmin, Role::Fsfreeze, Role::Power, Role::Clock, Role::Hotplug]
+            [
+                Role::File,
+                Role::NetAdmin,
+                Role::Fsfreeze,
+                Role::Power,
+                Role::Clock,
+                Role::Hotplug,
+                Role::Audit
+            ]
         );
     }
 

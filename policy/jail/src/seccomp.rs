@@ -91,8 +91,8 @@ mod tables {
     include!(concat!(env!("OUT_DIR"), "/tables.rs"));
 }
 pub use tables::{
-    ACCOUNT, BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, LISTS, NET, NETADMIN, POWER, QUERY,
-    SPAWNER,
+    ACCOUNT, AUDIT, BROKER, CLOCK, COMPILE, FILE, FRONTEND, FSFREEZE, HOTPLUG, LISTS, NET, NETADMIN, POWER,
+    QUERY, SPAWNER,
 };
 
 impl Filter {

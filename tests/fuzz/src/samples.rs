@@ -3,7 +3,10 @@
 use authorize::{Origin, Outcome, Policy, Rule, Sealed};
 use compile::{Bundle, RpcList, Source};
 use pipe::{Encode, encode_head};
-use proto::message::{Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome};
+use proto::chain::Hash;
+use proto::message::{
+    About, Detail, Found, FromFrontend, FromWorker, Hello, Job, ToFrontend, ToWorker, Welcome,
+};
 use proto::settings::{AuditSettings, AuditSink, ChannelSettings, Method, Settings};
 use proto::{
     Answer, Denied, Dialect, Failed, Group, NoArguments, Payload, Reply, Request, agent, file, query,
@@ -147,8 +150,22 @@ fn to_worker() -> Vec<ToWorker> {
         ToWorker::More(1),
         ToWorker::Abandon,
         ToWorker::Forget(7),
+        ToWorker::Record(about()),
     ];
     jobs.chain(others).collect()
+}
+
+fn about() -> About {
+    let text = |text: &str| Some(text.to_owned());
+    About {
+        sequence: 7,
+        hash: Hash([3; 32]),
+        kind: "request".to_owned(),
+        command: text("guest-ping"),
+        channel: text("qga"),
+        decision: text("allow"),
+        outcome: text("done"),
+    }
 }
 
 fn from_worker() -> Vec<FromWorker> {
@@ -161,6 +178,7 @@ fn from_worker() -> Vec<FromWorker> {
         FromWorker::Denied(found),
         FromWorker::Refused("no".to_owned()),
         FromWorker::Taken,
+        FromWorker::Recorded(Ok(())),
     ];
     done.chain(others).collect()
 }
@@ -261,7 +279,7 @@ fn settings() -> Settings {
     Settings {
         channels: vec![welcome(&[Dialect::Qga, Dialect::Phoenix]).channel],
         audit: AuditSettings {
-            sinks: vec![AuditSink::File, AuditSink::Journald],
+            sinks: vec![AuditSink::File, AuditSink::Journald, AuditSink::Kernel],
             required: true,
             name: "audit.jsonl".to_owned(),
             rotate_bytes: 1 << 25,

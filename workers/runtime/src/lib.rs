@@ -16,7 +16,7 @@ pub use authorize::{RunAs, Terms};
 use jail::{Ground, Role};
 use pipe::{Pipe, PipeError};
 use proto::fsfreeze::Request as Thaw;
-use proto::message::{Detail, Found, FromWorker, Hello, Job, ToWorker};
+use proto::message::{About, Detail, Found, FromWorker, Hello, Job, ToWorker};
 use proto::settings::Settings;
 use proto::{Failed, Reply, Request};
 
@@ -201,7 +201,23 @@ impl Connection {
             ToWorker::Forget(handle) => Event::Forget(handle),
             ToWorker::Adopt => Event::Adopt,
             ToWorker::Hello(_) => self.fault("a second hello"),
+            ToWorker::Record(_) => self.fault("what only the audit worker is told"),
         })
+    }
+
+    /// Serves records instead of jobs, one after the other, until the broker goes: `work` is given what is to be shown of each, and the
+    /// record itself, as they came. Its error means that the broker has sent what it must not, and ends the process.
+    pub fn serve_records(&self, mut work: impl FnMut(&About, &[u8]) -> Result<Result<(), Failed>, String>) {
+        let mut buffer = ToBroker::buffer();
+        while let Some(received) = self.or_end(self.pipe.receive(&mut buffer)) {
+            let about = match received.message {
+                ToWorker::Record(about) => about,
+                ToWorker::Hello(_) => self.fault("a second hello"),
+                _ => self.fault("what is no record"),
+            };
+            let recorded = work(&about, received.payload).unwrap_or_else(|what| self.fault(&what));
+            self.send(received.id, &FromWorker::Recorded(recorded), &[]);
+        }
     }
 
     /// The socket to the broker: readable when [`Self::receive`] would not wait.

@@ -317,8 +317,8 @@ mod tests {
     fn filter(name: &str) -> &'static [sock_filter] {
         use tables::*;
         let filters = [
-            &ACCOUNT, &BROKER, &CLOCK, &COMPILE, &FILE, &FRONTEND, &FSFREEZE, &HOTPLUG, &NET, &NETADMIN,
-            &POWER, &QUERY, &SPAWNER,
+            &ACCOUNT, &AUDIT, &BROKER, &CLOCK, &COMPILE, &FILE, &FRONTEND, &FSFREEZE, &HOTPLUG, &NET,
+            &NETADMIN, &POWER, &QUERY, &SPAWNER,
         ];
         filters.into_iter().find(|filter| filter.name == name).expect("each list has one").program
     }
