@@ -498,7 +498,13 @@ mod tests {
         assert_eq!(bytes, *b"prv1\0\0\0\0\x0e\0\0\0\x34\x12\0\0");
         assert_eq!(Compiled::decode(&bytes), Ok(Compiled { workers: 0x1234 }));
         assert_eq!(Compiled::decode(&FromBroker::Ready.encode(0)), Err(Malformed::Operation(7)));
-        assert_eq!(Compiled::decode(b"prv1\0\0\0\0\x0e\0\0\0\0\0\x01\0"), Err(Malformed::Field));
+        assert_eq!(
+            Compiled::decode(b"prv1\0\0\0\0\x0e\0\0\0\0\0\x01\0"),
+            Ok(Compiled { workers: 0x0001_0000 })
+        );
+        // What stands for no worker is refused by whoever makes a list of it.
+        assert_eq!(crate::plan::workers_of(0x0001_0000), Some(vec![Role::Audit]));
+        assert_eq!(crate::plan::workers_of(0x0002_0000), None);
         assert_eq!(Compiled::decode(b"prv1\0\0\0\0\x0e\0\x01\0\0\0\0\0"), Err(Malformed::Field));
         assert_eq!(Compiled::decode(b"prv1\x01\0\0\0\x0e\0\0\0\0\0\0\0"), Err(Malformed::Field));
     }
