@@ -71,6 +71,7 @@ fn what_is_asked_stands_in_the_kernels_audit_with_who_says_so_what_was_decided_a
     let Some(mut guest) = guest("audit=1", "sink = \"kernel\"\nrequired = true") else { return };
     a_request_has_its_members(&mut guest);
     the_longest_record_is_in_parts_that_join_to_it(&mut guest);
+    no_secret_is_in_it(&mut guest);
     while_filesystems_are_frozen_nothing_comes_and_afterwards_all_of_it(&mut guest);
     guest.stop_agent();
     the_chain_is_whole(&mut guest);
@@ -147,6 +148,22 @@ fn while_filesystems_are_frozen_nothing_comes_and_afterwards_all_of_it(guest: &m
     });
     assert!(refused, "{:#?}", records(guest));
     of_command(guest, "guest-fsfreeze-thaw", "request");
+}
+
+/// As in the other sinks (tests/tests/secrets.rs).
+fn no_secret_is_in_it(guest: &mut Guest) {
+    // "zq-secret", as a password, as input and in a variable.
+    let password = json!({ "username": "alice", "password": "enEtc2VjcmV0", "crypted": false });
+    guest.agent.call("guest-set-user-password", password).unwrap();
+    let exec = json!({ "path": "/bin/true", "env": ["TOKEN=zq-secret"], "input-data": "enEtc2VjcmV0" });
+    guest.agent.call("guest-exec", exec).unwrap();
+    assert!(of_command(guest, "guest-exec", "intent").contains(" cmd="));
+    for record in records(guest) {
+        let line = String::from_utf8(decoded(&member(&record, "cmd").unwrap())).unwrap();
+        for secret in ["zq-secret", "enEtc2VjcmV0"] {
+            assert!(!line.contains(secret) && !record.contains(secret), "{line}");
+        }
+    }
 }
 
 /// From the first record to the last of an agent that has ended.
