@@ -46,51 +46,65 @@ enum What {
     },
 }
 
-/// Medians in milliseconds: a freeze, a thaw, and from the agent's start to its first answer.
-fn measure(guest: &mut Guest, stock: bool, rounds: u32) -> [f64; 3] {
-    let mut times: [Vec<f64>; 3] = Default::default();
+/// Milliseconds of one round: a freeze, a thaw, and from the agent's start to its first answer.
+fn measure(guest: &mut Guest, stock: bool) -> [f64; 3] {
+    let begun = Instant::now();
+    if stock {
+        guest.start_qemu_ga(&[])
+    } else {
+        guest.start_portreeve(&[])
+    }
+    let started = begun.elapsed();
+    // The worker for it is there a moment after the start.
+    std::thread::sleep(Duration::from_millis(800));
+    let begun = Instant::now();
+    let frozen = guest.agent.call("guest-fsfreeze-freeze", ());
+    let freeze = begun.elapsed();
+    let begun = Instant::now();
+    let thawed = guest.agent.call("guest-fsfreeze-thaw", ());
+    let thaw = begun.elapsed();
+    assert_eq!((frozen, thawed), (Ok(4.into()), Ok(4.into())));
+    guest.stop_agent();
+    [freeze, thaw, started].map(|time| time.as_secs_f64() * 1e3)
+}
+
+/// Lower quartile, median and upper quartile.
+fn quartiles(mut all: Vec<f64>) -> [f64; 3] {
+    all.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| all.get(all.len() * quarter / 4).copied().unwrap_or_default())
+}
+
+/// Both in turn, round by round: what else the machine does meets both.
+fn figures(prepared: &Prepared, rounds: u32, json: bool) -> Result<(), String> {
+    let mut guest = Guest::boot(prepared, &Options::default().disks())?;
+    let mut times: [[Vec<f64>; 3]; 2] = Default::default();
     for round in 0..rounds {
-        let begun = Instant::now();
-        if stock {
-            guest.start_qemu_ga(&[]);
-        } else {
-            guest.start_portreeve(&[]);
-        }
-        let started = begun.elapsed();
-        // The worker for it is there a moment after the start.
-        std::thread::sleep(Duration::from_millis(800));
-        let begun = Instant::now();
-        let frozen = guest.agent.call("guest-fsfreeze-freeze", ());
-        let freeze = begun.elapsed();
-        let begun = Instant::now();
-        let thawed = guest.agent.call("guest-fsfreeze-thaw", ());
-        let thaw = begun.elapsed();
-        assert_eq!((frozen, thawed), (Ok(4.into()), Ok(4.into())));
-        guest.stop_agent();
-        eprint!("\r{}: round {} of {rounds} ", if stock { "qemu-ga" } else { "portreeve" }, round + 1);
-        for (all, time) in times.iter_mut().zip([freeze, thaw, started]) {
-            all.push(time.as_secs_f64() * 1e3);
+        eprint!("\rround {} of {rounds} ", round + 1);
+        for (stock, times) in [true, false].into_iter().zip(&mut times) {
+            for (all, time) in times.iter_mut().zip(measure(&mut guest, stock)) {
+                all.push(time);
+            }
         }
     }
     eprintln!();
-    times.map(|mut all| {
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied().unwrap_or_default()
-    })
-}
-
-fn figures(prepared: &Prepared, rounds: u32, json: bool) -> Result<(), String> {
-    let mut guest = Guest::boot(prepared, &Options::default().disks())?;
-    let stock = measure(&mut guest, true, rounds);
-    let ours = measure(&mut guest, false, rounds);
     if !json {
-        println!("{:<14} {:>12} {:>12} {:>6}", "median, ms", "portreeve", "qemu-ga", "ratio");
+        println!("{:<14} {:>26} {:>26} {:>6}", "ms", "portreeve (quartiles)", "qemu-ga (quartiles)", "ratio");
     }
+    let [stock, ours] = times.map(|of_one| of_one.map(quartiles));
     for ((name, ours), stock) in ["freeze", "thaw", "first answer"].into_iter().zip(ours).zip(stock) {
+        let ([low, median, high], [stock_low, stock_median, stock_high]) = (ours, stock);
         if json {
-            println!("{}", serde_json::json!({ "figure": name, "portreeve_ms": ours, "qemu_ga_ms": stock }));
+            let line = serde_json::json!({ "figure": name, "portreeve_ms": median, "qemu_ga_ms": stock_median,
+                "portreeve_quartiles_ms": [low, high], "qemu_ga_quartiles_ms": [stock_low, stock_high] });
+            println!("{line}");
         } else {
-            println!("{name:<14} {ours:>12.2} {stock:>12.2} {:>6.2}", ours / stock);
+            let shown = |median, low, high| format!("{median:.2} ({low:.2} to {high:.2})");
+            println!(
+                "{name:<14} {:>26} {:>26} {:>6.2}",
+                shown(median, low, high),
+                shown(stock_median, stock_low, stock_high),
+                median / stock_median
+            );
         }
     }
     Ok(())
