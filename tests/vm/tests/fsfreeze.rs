@@ -308,6 +308,9 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
         guest.output(&format!("(n=0; while :; do n=$((n+1)); echo $n > {mount}/n; echo $n > /run/n{number}; sleep 0.01; done) >/dev/null 2>&1 &"));
     }
     for round in 0..rounds {
+        if round % 100 == 0 {
+            eprintln!("round {round} of {rounds}");
+        }
         let names = ["fsfreeze", "broker", "frontend", "hook", "query", "spawner", "all"];
         let victim = names[usize::try_from(dice.throw(7)).unwrap()];
         let told = format!("round {round}, {victim}, FREEZE_SEED={seed}");
