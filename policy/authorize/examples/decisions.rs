@@ -35,8 +35,18 @@ fn main() {
     }
 }
 
-const NAMES: [&str; 9] =
-    ["path", "not known yet", "no rule", "program", "user", "one folder", "sealed", "encode", "decode"];
+const NAMES: [&str; 10] = [
+    "path",
+    "not known yet",
+    "no rule",
+    "program",
+    "user",
+    "one folder",
+    "sealed",
+    "encode",
+    "decode",
+    "first",
+];
 
 struct Row {
     rules: usize,
@@ -45,15 +55,17 @@ struct Row {
     sealed: usize,
     encode: Duration,
     decode: Duration,
+    /// The first decision about a command, which sorts the rules that are about it.
+    first: Duration,
 }
 
 impl Row {
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let [path, unknown, none, program, user, folder] =
             self.times.map(|time| format!("{} ns", time.as_nanos()));
         let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
         let sealed = format!("{} KiB", self.sealed / 1024);
-        [path, unknown, none, program, user, folder, sealed, ms(self.encode), ms(self.decode)]
+        [path, unknown, none, program, user, folder, sealed, ms(self.encode), ms(self.decode), ms(self.first)]
     }
 
     fn json(&self) -> serde_json::Value {
@@ -65,6 +77,7 @@ impl Row {
         row.insert("sealed_bytes".to_owned(), json!(self.sealed));
         row.insert("encode_us".to_owned(), json!(self.encode.as_micros()));
         row.insert("decode_us".to_owned(), json!(self.decode.as_micros()));
+        row.insert("first_us".to_owned(), json!(self.first.as_micros()));
         row.into()
     }
 }
@@ -84,9 +97,12 @@ fn measure(rules: usize) -> Row {
     let bytes = mixed.encode().unwrap_or_default();
     let encode = begun.elapsed();
     let begun = Instant::now();
-    let decoded = Policy::decode(&bytes);
+    let decoded = Policy::decode(&bytes).expect("what was sealed is read");
     let decode = begun.elapsed();
-    assert!(decoded.is_ok_and(|decoded| decoded == mixed), "what was sealed is what was meant");
+    let begun = Instant::now();
+    let _ = black_box(decide(&decoded, Asker { channel: "test", frozen: false }, &open(), there));
+    let first = begun.elapsed();
+    assert!(decoded == mixed, "what was sealed is what was meant");
     Row {
         rules,
         times: [
@@ -100,6 +116,7 @@ fn measure(rules: usize) -> Row {
         sealed: bytes.len(),
         encode,
         decode,
+        first,
     }
 }
 
