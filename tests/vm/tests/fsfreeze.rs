@@ -291,16 +291,27 @@ impl Dice {
     }
 }
 
-/// Freezes and thaws with writers at work, while a process is killed at a moment that nobody has chosen. After each round writers go
-/// on, and the agent serves. `FREEZE_ROUNDS` and `FREEZE_SEED` choose others.
 #[test]
 fn whatever_is_killed_whenever_nothing_stays_frozen() {
+    kill_whenever(0);
+}
+
+/// The other half of the rounds, in a guest of its own: both run at once.
+#[test]
+fn whatever_else_is_killed_whenever_nothing_stays_frozen() {
+    kill_whenever(1);
+}
+
+/// Freezes and thaws with writers at work, while a process is killed at a moment that nobody has chosen. After each round writers go
+/// on, and the agent serves. `FREEZE_ROUNDS` (of both halves) and `FREEZE_SEED` choose others.
+fn kill_whenever(half: u64) {
     let Some(mut guest) = Guest::with(Options::default().disks()) else { return };
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let rounds = number("FREEZE_ROUNDS").unwrap_or(if tests::programs::is_ci() { 200 } else { 20 });
     let seed = number("FREEZE_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    eprintln!("FREEZE_SEED={seed} FREEZE_ROUNDS={rounds}");
-    let mut dice = Dice(seed);
+    eprintln!("FREEZE_SEED={seed} FREEZE_ROUNDS={rounds}, half {half}");
+    let rounds = rounds.div_ceil(2);
+    let mut dice = Dice(seed.wrapping_add(half));
     guest.output("printf '#!/bin/sh\\n:\\n' > /etc/hook; chmod 755 /etc/hook");
     guest.start_portreeve(&["-F/etc/hook"]);
     // One writer for each filesystem, which counts what it has written.
@@ -309,11 +320,11 @@ fn whatever_is_killed_whenever_nothing_stays_frozen() {
     }
     for round in 0..rounds {
         if round % 100 == 0 {
-            eprintln!("round {round} of {rounds}");
+            eprintln!("half {half}: round {round} of {rounds}");
         }
         let names = ["fsfreeze", "broker", "frontend", "hook", "query", "spawner", "all"];
         let victim = names[usize::try_from(dice.throw(7)).unwrap()];
-        let told = format!("round {round}, {victim}, FREEZE_SEED={seed}");
+        let told = format!("half {half}, round {round}, {victim}, FREEZE_SEED={seed}");
         let pause = |dice: &mut Dice| format!("sleep 0.{:03}", dice.throw(250));
         let kill = match victim {
             "spawner" => "kill -9 $(cat /run/agent.pid)".to_owned(),
