@@ -301,6 +301,12 @@ impl Qmp {
     }
 }
 
+/// Whether it is what stands behind the output of a command.
+fn is_mark(line: &str) -> bool {
+    let number = line.strip_prefix('@').and_then(|rest| rest.split_once("@ ")).map(|(number, _)| number);
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// A root shell in the guest.
 #[derive(Debug)]
 pub struct Shell {
@@ -331,6 +337,11 @@ impl Shell {
                 let text = output.join("\n").trim_end_matches('\n').to_owned();
                 return Ok((status.trim().parse().unwrap_or(-1), text));
             }
+            if is_mark(&line) {
+                // The end of a command that was given up.
+                output.clear();
+                continue;
+            }
             output.push(line);
         }
     }
@@ -341,7 +352,7 @@ impl Shell {
         const ONE_TRY: Duration = Duration::from_secs(15);
         let until = Instant::now() + limit;
         loop {
-            if self.run(command, limit.min(ONE_TRY)).is_ok_and(|(status, _)| status == 0) {
+            if self.run(command, ONE_TRY).is_ok_and(|(status, _)| status == 0) {
                 return true;
             }
             if Instant::now() > until {
