@@ -26,7 +26,7 @@ pub(crate) const BORN_WITH: usize = 10;
 const PROGRAM: RawFd = 10;
 const FAILURE: RawFd = 11;
 
-/// Behind them what the child takes to its empty root, if it shall have one.
+// Right behind them lies what the child takes to its empty root: `close_range` spares it, and nothing else.
 const _: () = assert!(jail::empty::BORN_WITH[0] == FAILURE + 1 && jail::empty::BORN_WITH[2] == FAILURE + 3);
 
 /// Above every number that is being filled, so that nothing is overwritten before it was moved.

@@ -52,7 +52,7 @@ const BROKER_TRIES: u32 = 5;
 /// Starts of one kind of worker at once; one more each second.
 const ALLOWANCE: u32 = 10;
 
-/// How long the broker may take for its last record before it gets SIGTERM like everybody else.
+/// How long the broker may take for its last record before all others get SIGTERM. It has that blocked, and ends with its socket.
 const LAST_RECORD: Duration = Duration::from_millis(300);
 
 /// From the end's begin to SIGKILL, and to leaving those behind that hang in the kernel.
