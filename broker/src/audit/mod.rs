@@ -765,8 +765,10 @@ impl State {
         if let Some(Sink::File(file)) = self.sinks.first_mut() {
             let length = file.length().unwrap_or_default();
             let next = chain.next.map_or(chain.last.size, |next| next.size);
-            written = length >= next || length < chain.last.size;
-            file.go_on_at(length, !written && length > chain.last.size);
+            // A record is there without its line end, too: `LogFile::append`.
+            let with_end = length.saturating_add(1);
+            written = with_end >= next || with_end < chain.last.size;
+            file.go_on_at(length, length > 0 && length < next && length != chain.last.size);
         }
         chain.settle(written);
         self.lost = std::mem::take(&mut chain.unwritten);
@@ -1031,6 +1033,33 @@ mod tests {
         let some = |kind: &str| Some(json!(kind));
         assert_eq!(kinds, [some("start"), some("intent"), None, some("start"), some("closed")]);
         place.is_chained();
+    }
+
+    #[test]
+    fn a_record_of_which_only_the_line_end_is_missing_counts_for_the_next_broker() {
+        // With the announcement of a record that was never begun, and without one.
+        for announced in [true, false] {
+            let place = Place::new();
+            let audit = place.audit();
+            let asked = begin(&audit);
+            end(&audit, &asked);
+            drop(audit);
+            let text = place.text();
+            std::fs::write(place.log.path(), text.trim_end()).unwrap();
+            if announced {
+                let mut chain = take_over(&place.chain);
+                chain.settle(true);
+                chain.turn += 1;
+                let size = chain.last.size + 300;
+                chain.next = Some(Head { sequence: 4, hash: Hash([7; 32]), size });
+                let mut announcement = Vec::new();
+                let at = chain.encode(&mut announcement);
+                place.chain.write_all_at(&announcement, at).unwrap();
+            }
+            drop(place.audit());
+            assert_eq!(place.kinds(), ["start", "intent", "request", "start"]);
+            place.is_chained();
+        }
     }
 
     #[test]

@@ -188,7 +188,8 @@ impl LogFile {
                 Ok(written) => {
                     self.size = self.size.saturating_add(written as u64);
                     self.open_line = written < self.buffer.len();
-                    if !self.open_line {
+                    // Whatever comes next ends the line, and then it is a record: it counts from now on.
+                    if written.saturating_add(1) >= self.buffer.len() {
                         return Ok(());
                     }
                     return Err(format!("only {written} of {} bytes fit", self.buffer.len()));
@@ -240,6 +241,25 @@ mod tests {
         log.append(b"{}").unwrap();
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "{\"half\n{}\n");
         assert_eq!(log.size, 10);
+    }
+
+    #[test]
+    fn a_record_of_which_only_the_line_end_did_not_fit_is_written_and_ended_before_the_next() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_NONBLOCK).unwrap();
+        // Two pages, which the record fills.
+        let room = usize::try_from(fcntl(&writer, FcntlArg::F_SETPIPE_SZ(8192)).unwrap()).unwrap();
+        let mut log = LogFile::new(writer);
+        log.append(&vec![b'x'; room]).unwrap();
+        assert_eq!((log.size, log.size_with(b"{}")), (room as u64, room as u64 + 4));
+        let mut bytes = vec![0; room];
+        assert_eq!(nix::unistd::read(&reader, &mut bytes), Ok(room));
+        log.append(b"{}").unwrap();
+        assert_eq!(nix::unistd::read(&reader, &mut bytes), Ok(4));
+        assert_eq!(bytes.get(..4), Some(b"\n{}\n".as_slice()));
+        // One byte more that is missing, and it is no record.
+        let error = log.append(&vec![b'x'; room + 1]).unwrap_err();
+        assert_eq!(error, format!("only {room} of {} bytes fit", room + 2));
     }
 
     #[test]
