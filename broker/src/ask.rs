@@ -9,9 +9,9 @@ use proto::chain::Hash;
 use proto::message::{Found, ToFrontend};
 use proto::{Answer, limits};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
 
 use crate::outbox::Outbox;
+use crate::signal::Signal;
 
 /// A request that a frontend waits for.
 pub(crate) struct Ask {
@@ -29,7 +29,7 @@ pub(crate) struct Ask {
     missing: Cell<u64>,
     /// Of the payload that has passed, if its digest is to be recorded, and whether any has.
     digest: RefCell<Option<(Sha256, bool)>>,
-    changed: Notify,
+    changed: Signal,
     /// The policy by which it is decided.
     policy: OnceCell<Rc<Policy>>,
     /// What was found out about it, and the rule that permits it for that.
@@ -57,7 +57,7 @@ impl Ask {
             pieces: RefCell::new(pieces),
             missing: Cell::new(length.saturating_sub(first.len() as u64)),
             digest: RefCell::new(None),
-            changed: Notify::new(),
+            changed: Signal::default(),
             policy: OnceCell::new(),
             found: RefCell::default(),
         }
@@ -82,7 +82,7 @@ impl Ask {
         pieces.push_back(bytes.to_vec());
         drop(pieces);
         self.missing.set(self.missing.get().saturating_sub(bytes.len() as u64));
-        self.changed.notify_one();
+        self.changed.set();
         true
     }
 
@@ -90,14 +90,14 @@ impl Ask {
     pub(crate) fn more_came(&self, count: u16) -> bool {
         let credit = self.credit.get().saturating_add(count);
         self.credit.set(credit);
-        self.changed.notify_one();
+        self.changed.set();
         credit <= limits::WINDOW
     }
 
     /// Nobody waits for the answer any more.
     pub(crate) fn abandon(&self) {
         self.abandoned.set(true);
-        self.changed.notify_one();
+        self.changed.set();
     }
 
     /// Nobody waits for the answer any more, and what would be handed out with it is to be taken back.
@@ -109,7 +109,7 @@ impl Ask {
     /// Waits until it is cancelled. A client that has only gone cancels nothing.
     pub(crate) async fn cancelled(&self) {
         while !self.cancelled.get() {
-            self.changed.notified().await;
+            self.changed.wait().await;
         }
     }
 
@@ -140,7 +140,7 @@ impl Ask {
             if self.abandoned.get() {
                 return None;
             }
-            self.changed.notified().await;
+            self.changed.wait().await;
         }
     }
 
@@ -156,7 +156,7 @@ impl Ask {
                 self.outbox.send(self.id, 0, &ToFrontend::Piece(stream), bytes);
                 return true;
             }
-            self.changed.notified().await;
+            self.changed.wait().await;
         }
     }
 

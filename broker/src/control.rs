@@ -111,7 +111,7 @@ impl Spawner {
 
     async fn next(&self) -> Result<spawner::Received, ControlError> {
         loop {
-            let mut ready = self.ready.readable().await.map_err(ControlError::Io)?;
+            let mut ready = pipe::readable(&self.ready).await.map_err(ControlError::Io)?;
             match self.control.try_receive()? {
                 Some(received) => return Ok(received),
                 None => ready.clear_ready(),

@@ -63,8 +63,8 @@ pub(crate) fn too_late(command: &str, limit: Duration) -> Failed {
 /// Does what is asked, if it may be done.
 pub(crate) async fn carry_out(broker: &Rc<Broker>, ask: &Rc<Ask>, request: Request) {
     crate::audit::keep_up(broker).await;
-    let file = broker.files.borrow().path_of(&request);
-    let mut asked = broker.audit.asked(&ask.channel, &request, file);
+    let mut asked =
+        broker.audit.asked(ask.channel.clone(), &request, || broker.files.borrow().path_of(&request));
     let asker = Asker { channel: &ask.channel, frozen: broker.freeze.holds() };
     let policy = ask.decide_by(broker.policy());
     let permitted = match authorize(policy, asker, request)

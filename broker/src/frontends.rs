@@ -3,9 +3,12 @@
 //! A frontend faces the host and is believed to be taken over at any time: what it may say is a small set of messages,
 //! bounded in number; the first wrong one ends it. What it asked for goes on without it, its answers are dropped.
 
-use std::collections::{HashMap, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use authorize::{Origin, Policy};
@@ -71,6 +74,8 @@ async fn converse(
         async move { outbox.run().await }
     };
     let mut lanes = Lanes::new(broker.clone(), settings, outbox);
+    let shared = lanes.shared.clone();
+    let mut work = Work::new(|begun| shared.clone().carry_out(begun));
     let receive = async {
         loop {
             let received = match receiver.receive().await {
@@ -85,10 +90,13 @@ async fn converse(
         }
     };
     let outcome = tokio::select! {
+        biased;
         outcome = receive => outcome,
+        () = std::future::poll_fn(|context| work.poll(&shared, context)) => Ok(()),
         () = flush => Ok(()),
     };
     lanes.leave();
+    work.go_on_alone(&shared);
     outcome
 }
 
@@ -177,23 +185,89 @@ struct Lanes {
 
 struct Shared {
     broker: Rc<Broker>,
-    state: std::cell::RefCell<LaneState>,
+    state: RefCell<LaneState>,
+    /// Requests whose turn it is, for [`Work`].
+    begun: RefCell<VecDeque<Begun>>,
+    /// The frontend has gone: each of its requests goes on in a task of its own.
+    is_alone: Cell<bool>,
 }
 
 #[derive(Default)]
 struct LaneState {
-    asks: HashMap<u64, Rc<Ask>>,
+    asks: BTreeMap<u64, Rc<Ask>>,
     /// For each lane that has work: what runs now, and what waits.
-    lanes: HashMap<u32, (u64, Waiting)>,
+    lanes: BTreeMap<u32, (u64, Waiting)>,
 }
 
 /// Requests of one lane that have not begun.
-type Waiting = VecDeque<(Rc<Ask>, Request)>;
+type Waiting = VecDeque<Begun>;
+
+/// A request, and what there is to know about who asks.
+type Begun = (Rc<Ask>, Request);
+
+/// What is done for one frontend, all in the frontend's own task: a task for each request would cost more than most requests do. Each
+/// wake-up looks at all of it, which is little: there are rarely two, and never more than [`UNDER_WAY`].
+struct Work<M, F> {
+    make: M,
+    running: Vec<Pin<Box<F>>>,
+    /// Of one that has ended, for its memory.
+    spare: Option<Pin<Box<F>>>,
+}
+
+impl<M: Fn(Begun) -> F, F: Future<Output = ()> + 'static> Work<M, F> {
+    fn new(make: M) -> Self {
+        Work { make, running: Vec::new(), spare: None }
+    }
+
+    /// Begins what has its turn, and goes on with the rest. It never ends by itself.
+    fn poll(&mut self, shared: &Shared, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while let Some(begun) = shared.next() {
+                let future = (self.make)(begun);
+                let boxed = match self.spare.take() {
+                    Some(mut spare) => {
+                        spare.set(future);
+                        spare
+                    }
+                    None => Box::pin(future),
+                };
+                self.running.push(boxed);
+            }
+            let mut at = 0;
+            while let Some(future) = self.running.get_mut(at) {
+                if future.as_mut().poll(context).is_ready() {
+                    self.spare = Some(self.running.swap_remove(at));
+                } else {
+                    at += 1;
+                }
+            }
+            if shared.begun.borrow().is_empty() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// The frontend has gone: nobody polls its task any more.
+    fn go_on_alone(self, shared: &Shared) {
+        shared.is_alone.set(true);
+        for future in self.running {
+            tokio::task::spawn_local(future);
+        }
+        while let Some(begun) = shared.next() {
+            tokio::task::spawn_local((self.make)(begun));
+        }
+    }
+}
 
 impl Lanes {
     fn new(broker: Rc<Broker>, settings: &ChannelSettings, outbox: Rc<Outbox<ToFrontend>>) -> Self {
         Lanes {
-            shared: Rc::new(Shared { broker, state: std::cell::RefCell::default() }),
+            shared: Rc::new(Shared {
+                broker,
+                state: RefCell::default(),
+                begun: RefCell::default(),
+                is_alone: Cell::new(false),
+            }),
             channel: settings.name.as_str().into(),
             dialects: settings.dialects.clone(),
             outbox,
@@ -272,7 +346,7 @@ impl Lanes {
             state.lanes.insert(lane, (id, VecDeque::new()));
         }
         drop(state);
-        self.shared.clone().start(ask, request);
+        self.shared.clone().start((ask, request));
         Ok(())
     }
 
@@ -285,12 +359,23 @@ impl Lanes {
 }
 
 impl Shared {
-    fn start(self: Rc<Self>, ask: Rc<Ask>, request: Request) {
-        tokio::task::spawn_local(async move {
-            dispatch::carry_out(&self.broker, &ask, request).await;
-            self.state.borrow_mut().asks.remove(&ask.id);
-            self.go_on(ask.lane, ask.id);
-        });
+    fn start(self: Rc<Self>, begun: Begun) {
+        if self.is_alone.get() {
+            tokio::task::spawn_local(self.carry_out(begun));
+        } else {
+            self.begun.borrow_mut().push_back(begun);
+        }
+    }
+
+    /// The next request whose turn it is.
+    fn next(&self) -> Option<Begun> {
+        self.begun.borrow_mut().pop_front()
+    }
+
+    async fn carry_out(self: Rc<Self>, (ask, request): Begun) {
+        dispatch::carry_out(&self.broker, &ask, request).await;
+        self.state.borrow_mut().asks.remove(&ask.id);
+        self.go_on(ask.lane, ask.id);
     }
 
     /// The lane's next request, if `id` is the one that held it up.
@@ -300,10 +385,10 @@ impl Shared {
         if *running != id {
             return;
         }
-        if let Some((ask, request)) = waiting.pop_front() {
-            *running = ask.id;
+        if let Some(begun) = waiting.pop_front() {
+            *running = begun.0.id;
             drop(state);
-            self.start(ask, request);
+            self.start(begun);
         } else {
             state.lanes.remove(&lane);
         }

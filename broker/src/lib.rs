@@ -18,6 +18,7 @@ mod numbers;
 mod outbox;
 mod rates;
 mod reload;
+mod signal;
 mod workers;
 
 use std::cell::RefCell;

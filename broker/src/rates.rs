@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     fn rule(line: u32) -> Origin {
-        Origin { place: "p.toml".to_owned(), line }
+        Origin { place: "p.toml".into(), line }
     }
 
     #[test]

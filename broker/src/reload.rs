@@ -71,5 +71,5 @@ fn put_in_force(broker: &Rc<Broker>, sequence: u32, policy: Policy) {
 
 /// What the compiler has put into the policy that serves nothing.
 fn why_closed(policy: &Policy) -> String {
-    policy.rules().next().map_or_else(String::new, |rule| rule.origin.place.clone())
+    policy.rules().next().map_or_else(String::new, |rule| rule.origin.place.to_string())
 }

@@ -9,7 +9,7 @@
 //! policy needs: what is held may wait for ever to be closed, and must not keep a policy from being served.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::Broker;
 use crate::outbox::Outbox;
+use crate::signal::Signal;
 
 /// How many jobs may wait for a worker of one kind.
 const WAITING: usize = 32;
@@ -86,7 +87,7 @@ pub(crate) struct Instance {
     number: u16,
     capacity: usize,
     outbox: OnceCell<Outbox<ToWorker>>,
-    jobs: RefCell<HashMap<u64, Rc<Slot>>>,
+    jobs: RefCell<BTreeMap<u64, Rc<Slot>>>,
     next_job: Cell<u64>,
     changed: Notify,
     state: RefCell<State>,
@@ -120,7 +121,7 @@ struct Slot {
     pieces: Cell<u16>,
     untaken: Cell<u16>,
     events: RefCell<VecDeque<Event>>,
-    arrived: Notify,
+    arrived: Signal,
     /// Set when nobody waits any more: what to do with a late success.
     late: RefCell<Option<Late>>,
 }
@@ -580,7 +581,7 @@ impl Slot {
             pieces: Cell::new(limits::WINDOW),
             untaken: Cell::new(1),
             events: RefCell::default(),
-            arrived: Notify::new(),
+            arrived: Signal::default(),
             late: RefCell::default(),
         }
     }
@@ -597,7 +598,7 @@ impl Slot {
 
     fn push(&self, event: Event) {
         self.events.borrow_mut().push_back(event);
-        self.arrived.notify_one();
+        self.arrived.set();
     }
 }
 
@@ -612,7 +613,7 @@ impl Running {
                     self.lost.set(matches!(event, Event::Lost(_)));
                     return event;
                 }
-                None => self.slot.arrived.notified().await,
+                None => self.slot.arrived.wait().await,
             }
         }
     }
@@ -691,12 +692,7 @@ async fn live(broker: Rc<Broker>, instance: Rc<Instance>) {
             return;
         }
     };
-    let idle = broker.workers.idle;
-    let outcome = tokio::select! {
-        outcome = converse(&broker, &instance, socket) => outcome,
-        () = when_idle(&instance, idle) => Ok(()),
-    };
-    match outcome {
+    match converse(&broker, &instance, socket).await {
         Err(what) => {
             tracing::error!("{}", PeerFault { peer: name, what });
             broker.control.kill(instance.role, instance.number);
@@ -745,6 +741,7 @@ async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd)
     *instance.state.borrow_mut() = State::Ready;
     instance.idle_since.set(Instant::now());
     instance.changed.notify_waiters();
+    tokio::task::spawn_local(end_when_idle(instance.clone(), broker.workers.idle));
     let receive = async {
         loop {
             match receiver.receive().await {
@@ -757,6 +754,7 @@ async fn converse(broker: &Rc<Broker>, instance: &Rc<Instance>, socket: OwnedFd)
         }
     };
     tokio::select! {
+        biased;
         outcome = receive => outcome,
         () = outbox.run() => Ok(()),
     }
@@ -794,12 +792,13 @@ pub(crate) async fn greet(
     }
 }
 
-/// Returns when the worker has had no job and held nothing for as long as was configured, or is retired and has neither.
-async fn when_idle(instance: &Instance, idle: Option<Duration>) {
+/// Ends a worker when it has had no job and held nothing for as long as was configured, or is retired and has neither. In a task of its
+/// own: beside the worker's messages it would be looked at with each of them.
+async fn end_when_idle(instance: Rc<Instance>, idle: Option<Duration>) {
     loop {
         let changed = instance.changed.notified();
-        if instance.is_done() {
-            return;
+        if instance.is_done() || instance.has_ended() {
+            break;
         }
         let Some(idle) = idle else {
             changed.await;
@@ -810,10 +809,13 @@ async fn when_idle(instance: &Instance, idle: Option<Duration>) {
                 if !instance.jobs.borrow().is_empty() || instance.holds.get() > 0 {
                     instance.idle_since.set(Instant::now());
                 } else if instance.idle_since.get().elapsed() >= idle {
-                    return;
+                    break;
                 }
             }
             () = changed => {}
         }
+    }
+    if let Some(outbox) = instance.outbox.get() {
+        outbox.close();
     }
 }

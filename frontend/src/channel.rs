@@ -76,7 +76,7 @@ impl Listener {
     /// If the socket is broken, not if a client is.
     pub async fn accept(&self, peer_cid: Option<u32>) -> io::Result<Client> {
         loop {
-            let mut ready = self.socket.readable().await?;
+            let mut ready = pipe::readable(&self.socket).await?;
             let (client, address) = match ready.try_io(|socket| SockRef::from(socket).accept()) {
                 Err(_would_block) => continue,
                 Ok(Ok(accepted)) => accepted,
@@ -116,7 +116,7 @@ impl Client {
     pub async fn wake(&mut self, read: bool, write: bool) -> io::Result<Wake> {
         if read && !write {
             self.room = None;
-            drop(self.socket.readable().await?);
+            drop(pipe::readable(&self.socket).await?);
             return Ok(Wake::Readable);
         }
         let room = match &mut self.room {
@@ -126,7 +126,7 @@ impl Client {
         loop {
             let mut guard = tokio::select! {
                 biased;
-                guard = self.socket.readable(), if read => {
+                guard = pipe::readable(&self.socket), if read => {
                     drop(guard?);
                     return Ok(Wake::Readable);
                 }
@@ -148,7 +148,7 @@ impl Client {
     /// # Errors
     /// If the runtime is ending.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<Moved> {
-        let mut guard = self.socket.readable().await?;
+        let mut guard = pipe::readable(&self.socket).await?;
         let moved = moved(recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT));
         match moved {
             Moved::Bytes(count) if count == buffer.len() => guard.retain_ready(),
@@ -216,7 +216,7 @@ impl Device {
             if !read && std::mem::take(&mut self.hung_up) {
                 return Ok(Wake::HungUp);
             }
-            let mut guard = self.edges.readable().await?;
+            let mut guard = pipe::readable(&self.edges).await?;
             let mut events = [EpollEvent::empty(); 2];
             let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 Ok(count) => count,

@@ -250,7 +250,7 @@ impl Serving {
 
     /// Takes all messages that are there, so that what follows from them is written at once. False when the broker has gone.
     async fn take_messages(&mut self, receiver: &mut Receiver<ToFrontend>) -> Result<bool, ServeError> {
-        while self.session.output().len() < READ {
+        while receiver.may_have_more() && self.session.output().len() < READ {
             let received = tokio::select! {
                 biased;
                 received = receiver.receive() => received?,

@@ -230,7 +230,7 @@ fn policy() -> Policy {
             Group::FileRead,
             Group::Exec,
         ],
-        ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
+        ..Rule::new(Outcome::Allow, Origin { place: "test".into(), line: 1 })
     };
     Policy::new("test", Vec::new(), vec![allow])
 }

@@ -1,6 +1,5 @@
 //! For workers: waits in the kernel, and may be shared by threads, each of which takes whole messages.
 
-use std::io::IoSlice;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use crate::PipeError;
-use crate::frame::{Assembler, FRAME_MAX, Received, encode_head, frames};
+use crate::frame::{Assembler, FRAME_MAX, Outgoing, Received, parts};
 
 /// One end of a socketpair: sends `S`, receives `R`.
 pub struct Pipe<S, R> {
@@ -62,18 +61,19 @@ impl<S: Encode, R: Decode<()>> Pipe<S, R> {
     /// # Errors
     /// [`PipeError::TooLarge`] before anything is sent, [`PipeError::Socket`] if the peer has gone.
     pub fn send(&self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
-        let head = encode_head(message)?;
-        for frame in frames(id, deadline_ms, &head, payload)? {
-            let parts = [IoSlice::new(&frame.header), IoSlice::new(frame.head), IoSlice::new(frame.payload)];
+        let mut outgoing = Outgoing::default();
+        outgoing.encode(message)?;
+        outgoing.frames(id, deadline_ms, payload, |frame, payload| {
+            let (parts, count) = parts(frame, payload);
+            let parts = parts.get(..count).unwrap_or(&parts);
             loop {
-                match sendmsg::<()>(self.socket.as_raw_fd(), &parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
-                    Ok(_) => break,
+                match sendmsg::<()>(self.socket.as_raw_fd(), parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
+                    Ok(_) => return Ok(()),
                     Err(Errno::EINTR) => {}
                     Err(errno) => return Err(PipeError::Socket(errno.into())),
                 }
             }
-        }
-        Ok(())
+        })
     }
 }
 

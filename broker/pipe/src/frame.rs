@@ -4,9 +4,12 @@
 //! `head` is the length of the message, `length` that of message and payload together. A message that does not
 //! fit into one frame goes ahead in parts (flag [`MORE`]); the last frame carries its end and the payload.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::io::IoSlice;
 
 use bincode::config::{self, Configuration, Fixint, Limit, LittleEndian};
+use bincode::enc::write::Writer;
+use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 use proto::limits;
 
@@ -18,6 +21,10 @@ pub const HEADER: usize = 24;
 const HEAD_BESIDE_PIECE: usize = 4096;
 /// The largest frame: stays below the 212,960 bytes that a SEQPACKET socket takes by default.
 pub const FRAME_MAX: usize = HEADER + HEAD_BESIDE_PIECE + limits::PIECE;
+/// Nearly all messages are shorter.
+const USUAL_HEAD: usize = 256;
+/// Memory that is kept for encoding the next message.
+const KEPT: usize = 4096;
 const BODY_MAX: usize = FRAME_MAX - HEADER;
 
 const MAGIC: u16 = 0x5052;
@@ -33,23 +40,91 @@ type Encoding = Configuration<LittleEndian, Fixint, Limit<{ limits::MESSAGE }>>;
 const ENCODING: Encoding =
     config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<{ limits::MESSAGE }>();
 
-/// The parts of a frame to send, in order: header, message, payload.
-pub struct Frame<'a> {
-    /// The fixed part.
-    pub header: [u8; HEADER],
-    /// The message or a part of it.
-    pub head: &'a [u8],
-    /// Raw bytes behind it.
-    pub payload: &'a [u8],
-}
-
 /// Encodes a message.
 ///
 /// # Errors
 /// [`PipeError::TooLarge`] if it is over [`limits::MESSAGE`].
 pub fn encode_head<S: Encode>(message: &S) -> Result<Vec<u8>, PipeError> {
-    let head = bincode::encode_to_vec(message, ENCODING).map_err(|_| PipeError::TooLarge(usize::MAX))?;
-    if head.len() > limits::MESSAGE { Err(PipeError::TooLarge(head.len())) } else { Ok(head) }
+    let mut head = Vec::with_capacity(USUAL_HEAD);
+    encode_behind(message, &mut head)?;
+    Ok(head)
+}
+
+/// A message that is encoded behind room for the header of its first frame.
+#[derive(Default)]
+pub(crate) struct Outgoing(Vec<u8>);
+
+impl Outgoing {
+    /// Encodes a message in place of the one before.
+    ///
+    /// # Errors
+    /// As [`encode_head`]; what is in it then means nothing.
+    pub(crate) fn encode<S: Encode>(&mut self, message: &S) -> Result<(), PipeError> {
+        self.0.clear();
+        self.0.reserve(USUAL_HEAD);
+        self.0.extend_from_slice(&[0; HEADER]);
+        encode_behind(message, &mut self.0)
+    }
+
+    /// Cuts it and its payload into frames, and gives each to `send`: header and message, and the payload that follows them.
+    ///
+    /// Each header stands over the end of the frame before, which has been sent: so it can be done once.
+    ///
+    /// # Errors
+    /// [`PipeError::TooLarge`] if the payload is over [`limits::PIECE`]; else what `send` says.
+    pub(crate) fn frames(
+        &mut self,
+        id: u64,
+        deadline_ms: u32,
+        payload: &[u8],
+        mut send: impl FnMut(&[u8], &[u8]) -> Result<(), PipeError>,
+    ) -> Result<(), PipeError> {
+        if payload.len() > limits::PIECE {
+            return Err(PipeError::TooLarge(payload.len()));
+        }
+        let mut rest = self.0.as_mut_slice();
+        let sent = loop {
+            let length = rest.len().saturating_sub(HEADER);
+            // The end of the message shares a frame with the payload if both fit, else it is one more part.
+            let is_last = length + payload.len() <= BODY_MAX;
+            let part = if is_last { length } else { length.min(BODY_MAX) };
+            let (flags, payload) = if is_last { (0, payload) } else { (MORE, &[][..]) };
+            let Some(frame) = rest.get_mut(..HEADER + part) else { break Ok(()) };
+            if let Some(room) = frame.first_chunk_mut() {
+                *room = header(flags, id, deadline_ms, part, payload.len());
+            }
+            let sent = send(frame, payload);
+            if is_last || sent.is_err() {
+                break sent;
+            }
+            rest = rest.get_mut(part..).unwrap_or_default();
+        };
+        self.0.shrink_to(KEPT);
+        sent
+    }
+}
+
+/// Header, message and payload as they are sent. An empty part would be looked at by the kernel all the same.
+pub(crate) fn parts<'a>(frame: &'a [u8], payload: &'a [u8]) -> ([IoSlice<'a>; 2], usize) {
+    ([IoSlice::new(frame), IoSlice::new(payload)], if payload.is_empty() { 1 } else { 2 })
+}
+
+fn encode_behind<S: Encode>(message: &S, bytes: &mut Vec<u8>) -> Result<(), PipeError> {
+    let before = bytes.len();
+    bincode::encode_into_writer(message, Appending(bytes), ENCODING)
+        .map_err(|_| PipeError::TooLarge(usize::MAX))?;
+    let length = bytes.len().saturating_sub(before);
+    if length > limits::MESSAGE { Err(PipeError::TooLarge(length)) } else { Ok(()) }
+}
+
+/// bincode's own way into a vector encodes twice, the first time only to know how much room that takes.
+struct Appending<'a>(&'a mut Vec<u8>);
+
+impl Writer for Appending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
 }
 
 /// Decodes a message; all of `head` must belong to it.
@@ -66,38 +141,15 @@ pub fn decode_head<R: Decode<()>>(head: &[u8]) -> Result<R, PipeError> {
     }
 }
 
-/// Cuts a message and its payload into frames.
-///
-/// # Errors
-/// [`PipeError::TooLarge`] if the payload is over [`limits::PIECE`].
-pub(crate) fn frames<'a>(
-    id: u64,
-    deadline_ms: u32,
-    head: &'a [u8],
-    payload: &'a [u8],
-) -> Result<impl Iterator<Item = Frame<'a>>, PipeError> {
-    if payload.len() > limits::PIECE {
-        return Err(PipeError::TooLarge(payload.len()));
-    }
-    let in_last = head.len() % BODY_MAX;
-    // The end of the message shares a frame with the payload if both fit, else it is one more part.
-    let last_at = if in_last + payload.len() <= BODY_MAX { head.len() - in_last } else { head.len() };
-    let (parts, last) = head.split_at(last_at);
-    let part =
-        move |head: &'a [u8]| Frame { header: header(MORE, id, deadline_ms, head, &[]), head, payload: &[] };
-    let end = Frame { header: header(0, id, deadline_ms, last, payload), head: last, payload };
-    Ok(parts.chunks(BODY_MAX).map(part).chain(std::iter::once(end)))
-}
-
-fn header(flags: u8, id: u64, deadline_ms: u32, head: &[u8], payload: &[u8]) -> [u8; HEADER] {
-    // Neither exceeds FRAME_MAX, by construction in `frames`.
-    let head_length = u32::try_from(head.len()).unwrap_or(u32::MAX);
-    let length = u32::try_from(head.len() + payload.len()).unwrap_or(u32::MAX);
+fn header(flags: u8, id: u64, deadline_ms: u32, head: usize, payload: usize) -> [u8; HEADER] {
+    // Neither exceeds FRAME_MAX, by construction in `Outgoing::frames`.
+    let length = u32::try_from(head + payload).unwrap_or(u32::MAX);
+    let head = u32::try_from(head).unwrap_or(u32::MAX);
     let mut header = [0; HEADER];
     let fields = [
         &MAGIC.to_le_bytes()[..],
         &[VERSION, flags],
-        &head_length.to_le_bytes(),
+        &head.to_le_bytes(),
         &id.to_le_bytes(),
         &deadline_ms.to_le_bytes(),
         &length.to_le_bytes(),
@@ -142,7 +194,7 @@ impl<R> Arrived<R> {
 /// Puts the parts of messages together again.
 #[derive(Default)]
 pub struct Assembler {
-    partial: HashMap<u64, Vec<u8>>,
+    partial: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Assembler {
@@ -241,11 +293,16 @@ mod tests {
     use proptest::prelude::*;
     use proto::message::{FromFrontend, FromWorker, Hello, ToWorker};
 
-    fn joined(id: u64, head: &[u8], payload: &[u8]) -> Vec<Vec<u8>> {
-        frames(id, 5, head, payload)
-            .unwrap()
-            .map(|frame| [&frame.header, frame.head, frame.payload].concat())
-            .collect()
+    fn cut(id: u64, message: &FromFrontend, payload: &[u8]) -> Vec<Vec<u8>> {
+        let (mut outgoing, mut frames) = (Outgoing::default(), Vec::new());
+        outgoing.encode(message).unwrap();
+        outgoing
+            .frames(id, 5, payload, |frame, payload| {
+                frames.push([frame, payload].concat());
+                Ok(())
+            })
+            .unwrap();
+        frames
     }
 
     proptest! {
@@ -256,11 +313,11 @@ mod tests {
             payload in proptest::collection::vec(any::<u8>(), 0..3000),
         ) {
             let hello = FromFrontend::Hello(Hello { build_id: text.repeat(repeat), role: text, confinement: Vec::new() });
-            let head = encode_head(&hello).unwrap();
             let mut assembler = Assembler::default();
-            let cut = joined(9, &head, &payload);
+            let cut = cut(9, &hello, &payload);
             let (last, parts) = cut.split_last().unwrap();
             for part in parts {
+                prop_assert!(part.len() <= FRAME_MAX);
                 prop_assert!(assembler.accept::<FromFrontend>(part).unwrap().is_none());
             }
             let received = assembler.accept::<FromFrontend>(last).unwrap().unwrap();
@@ -296,7 +353,7 @@ mod tests {
     #[test]
     fn a_message_in_endless_parts_is_stopped_at_the_limit() {
         let part = vec![1; BODY_MAX];
-        let frame = [&header(MORE, 1, 0, &part, &[])[..], &part].concat();
+        let frame = [&header(MORE, 1, 0, part.len(), 0)[..], &part].concat();
         let mut assembler = Assembler::default();
         let taken = std::iter::repeat_with(|| assembler.accept::<FromFrontend>(&frame))
             .take_while(Result::is_ok)
@@ -306,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_lies_about_its_length_is_an_error() {
-        let mut frame = joined(1, &encode_head(&FromFrontend::Piece).unwrap(), b"abc").remove(0);
+        let mut frame = cut(1, &FromFrontend::Piece, b"abc").remove(0);
         frame.pop();
         let error = Assembler::default().accept::<FromFrontend>(&frame).unwrap_err();
         assert_eq!(error.to_string(), "the peer sent a frame whose length is not what it says");

@@ -14,9 +14,9 @@ mod nonblocking;
 
 pub use bincode::{Decode, Encode};
 pub use blocking::Pipe;
-pub use frame::{Assembler, FRAME_MAX, Frame, HEADER, Received, decode_head, encode_head};
+pub use frame::{Assembler, FRAME_MAX, HEADER, Received, decode_head, encode_head};
 #[cfg(feature = "tokio")]
-pub use nonblocking::{Receiver, Sender, split, watch, watch_full};
+pub use nonblocking::{Receiver, Sender, readable, split, watch, watch_full};
 
 /// Why a conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

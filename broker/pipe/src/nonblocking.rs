@@ -15,11 +15,11 @@ use bincode::{Decode, Encode};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, recvmmsg, sendmsg};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use crate::PipeError;
 use crate::blocking::{receive_buffer, whole_frame};
-use crate::frame::{Assembler, Frame, Received, encode_head, frames};
+use crate::frame::{Assembler, Outgoing, Received, parts};
 
 /// Bytes that may wait for a peer that does not read, before it is given up.
 const QUEUE_MAX: usize = 48 * 1024 * 1024;
@@ -36,6 +36,7 @@ pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Send
         socket: socket.clone(),
         queue: RefCell::default(),
         queued: Cell::new(0),
+        outgoing: RefCell::default(),
         direction: PhantomData,
     };
     let receiver = Receiver {
@@ -43,6 +44,7 @@ pub fn split<S: Encode, R: Decode<()>>(socket: OwnedFd) -> std::io::Result<(Send
         first: receive_buffer(),
         second: receive_buffer(),
         follows: None,
+        is_drained: false,
         headers: MultiHeaders::preallocate(2, None),
         assembler: Assembler::default(),
         direction: PhantomData,
@@ -70,6 +72,16 @@ pub fn watch_full(descriptor: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd
     watch_for(descriptor.try_clone_to_owned()?, Interest::WRITABLE)
 }
 
+/// Waits until a descriptor is readable. For one waiting task at a time: a second one takes the first one's place.
+///
+/// tokio's own `readable` lets any number wait, and pays for that with an entry in a list, made and removed each time.
+///
+/// # Errors
+/// If the runtime is ending.
+pub async fn readable(descriptor: &AsyncFd<OwnedFd>) -> std::io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    std::future::poll_fn(|context| descriptor.poll_read_ready(context)).await
+}
+
 #[expect(
     deprecated,
     reason = "the replacement is unsafe because a type could close what it lends out; an OwnedFd behind a shared reference cannot"
@@ -83,6 +95,8 @@ pub struct Sender<S> {
     socket: Arc<AsyncFd<OwnedFd>>,
     queue: RefCell<VecDeque<Vec<u8>>>,
     queued: Cell<usize>,
+    /// What was sent last; kept for its memory.
+    outgoing: RefCell<Outgoing>,
     direction: PhantomData<fn(S)>,
 }
 
@@ -94,20 +108,21 @@ impl<S: Encode> Sender<S> {
     /// [`PipeError::TooLarge`] if the message or the queue is over its limit, [`PipeError::Socket`] if the peer
     /// has gone.
     pub fn send(&self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
-        let head = encode_head(message)?;
-        for frame in frames(id, deadline_ms, &head, payload)? {
-            if self.queued.get() == 0 && self.send_now(&frame)? {
-                continue;
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.encode(message)?;
+        outgoing.frames(id, deadline_ms, payload, |frame, payload| {
+            if self.queued.get() == 0 && self.send_now(frame, payload)? {
+                return Ok(());
             }
-            let bytes = [&frame.header, frame.head, frame.payload].concat();
+            let bytes = [frame, payload].concat();
             let queued = self.queued.get() + bytes.len();
             if queued > QUEUE_MAX {
                 return Err(PipeError::TooLarge(queued));
             }
             self.queued.set(queued);
             self.queue.borrow_mut().push_back(bytes);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Bytes that wait to be sent.
@@ -141,9 +156,9 @@ impl<S: Encode> Sender<S> {
         Ok(())
     }
 
-    fn send_now(&self, frame: &Frame<'_>) -> Result<bool, PipeError> {
-        let parts = [IoSlice::new(&frame.header), IoSlice::new(frame.head), IoSlice::new(frame.payload)];
-        match send_parts(&self.socket, &parts) {
+    fn send_now(&self, frame: &[u8], payload: &[u8]) -> Result<bool, PipeError> {
+        let (parts, count) = parts(frame, payload);
+        match send_parts(&self.socket, parts.get(..count).unwrap_or(&parts)) {
             Ok(()) => Ok(true),
             Err(Errno::EAGAIN) => Ok(false),
             Err(errno) => Err(PipeError::Socket(errno.into())),
@@ -174,6 +189,8 @@ pub struct Receiver<R> {
     second: Vec<u8>,
     /// Length of the packet that came into the second buffer and has not been looked at.
     follows: Option<usize>,
+    /// The kernel has said that there is nothing more.
+    is_drained: bool,
     headers: MultiHeaders<()>,
     assembler: Assembler,
     direction: PhantomData<fn() -> R>,
@@ -205,17 +222,23 @@ impl<R: Decode<()>> Receiver<R> {
         Ok(Some(arrived.in_frame(whole_frame(buffer, length)?)))
     }
 
+    /// Whether [`Self::receive`] may have another message without waiting for it.
+    pub fn may_have_more(&self) -> bool {
+        !self.is_drained
+    }
+
     /// Waits for one packet, or two that are there already; returns the first one's whole length, `None` when the peer has gone.
     async fn packets(&mut self) -> Result<Option<usize>, PipeError> {
         loop {
-            let mut ready = self.socket.readable().await?;
+            let mut ready = readable(&self.socket).await?;
             let mut buffers = [[IoSliceMut::new(&mut self.first)], [IoSliceMut::new(&mut self.second)]];
             let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
             match recvmmsg(self.socket.as_raw_fd(), &mut self.headers, buffers.iter_mut(), flags, None) {
                 Ok(mut packets) => {
                     let first = packets.next().map(|packet| packet.bytes);
                     self.follows = packets.next().map(|packet| packet.bytes);
-                    if self.follows.is_none() {
+                    self.is_drained = self.follows.is_none();
+                    if self.is_drained {
                         ready.clear_ready();
                     }
                     return Ok(first);

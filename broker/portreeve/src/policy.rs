@@ -116,7 +116,7 @@ pub(crate) fn for_channels(policy: Policy, bundle: &Bundle, channels: &[ChannelS
     };
     let reason = format!("this rule can never match: no channel is called \"{name}\"; {hint}");
     let text = bundle.sources.iter().find_map(|source| match source {
-        Source::File { name, text } if *name == origin.place => Some(text.as_str()),
+        Source::File { name, text } if **name == *origin.place => Some(text.as_str()),
         _ => None,
     });
     let text = text.unwrap_or_default();
@@ -161,7 +161,7 @@ mod tests {
             let mut bundle = Bundle { sources, allow: Vec::new(), block: Vec::new() };
             let form = compile::compile(&bundle).unwrap().policy.encode().unwrap();
             assert_eq!(built_in(&bundle).unwrap().encode().unwrap(), form, "{name}");
-            let origin = authorize::Origin { place: "-b".to_owned(), line: 0 };
+            let origin = authorize::Origin { place: "-b".into(), line: 0 };
             bundle.block.push(compile::RpcList { origin, text: "guest-exec".to_owned() });
             assert!(built_in(&bundle).is_none(), "{name}");
         }

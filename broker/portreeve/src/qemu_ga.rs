@@ -180,8 +180,10 @@ fn load(config: &mut Config, path: &Path, required: bool) -> Result<(), String> 
     config.retry = file.boolean("general", "retry-path")?.unwrap_or_default();
     let list = |key| -> Result<Option<RpcList>, String> {
         let found = file.text("general", key)?;
-        Ok(found
-            .map(|(text, line)| RpcList { origin: Origin { place: path.display().to_string(), line }, text }))
+        Ok(found.map(|(text, line)| RpcList {
+            origin: Origin { place: path.display().to_string().into(), line },
+            text,
+        }))
     };
     config.block.extend(list("block-rpcs")?);
     if let Some(old) = list("blacklist")? {
@@ -206,7 +208,7 @@ fn parse(config: &mut Config, called: &OsStr, arguments: &[OsString]) -> Result<
     for option in Options::new(OPTIONS, arguments.iter().cloned()) {
         let (letter, value) = option.map_err(End::BadOption)?;
         let list = |option: &str, value: Option<OsString>| RpcList {
-            origin: Origin { place: option.to_owned(), line: 0 },
+            origin: Origin { place: option.into(), line: 0 },
             text: value.unwrap_or_default().to_string_lossy().into_owned(),
         };
         match letter {
@@ -366,7 +368,7 @@ mod tests {
     use super::*;
 
     fn list(text: &str) -> RpcList {
-        RpcList { origin: Origin { place: "--block-rpcs".to_owned(), line: 0 }, text: text.to_owned() }
+        RpcList { origin: Origin { place: "--block-rpcs".into(), line: 0 }, text: text.to_owned() }
     }
 
     #[test]

@@ -38,7 +38,7 @@ commands! {
     /// Changes a file's mode.
     FileWrite Phoenix "file-chmod" => Chmod(Chmod) -> bool;
     /// lstat(2).
-    FileRead Phoenix "file-stat" => Stat(OfPath) -> StatInfo;
+    FileRead Phoenix "file-stat" => Stat(OfPath) -> Box<StatInfo>;
     /// Makes a directory and its missing parents.
     FileWrite Phoenix "directory-create" => CreateDirectory(CreateDirectory) -> bool;
     /// lstat(2) of everything in a directory.

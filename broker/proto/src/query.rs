@@ -18,7 +18,7 @@ commands! {
     /// The local time zone now.
     Query Qga "guest-get-timezone" => TimeZone(NoArguments) -> TimeZone;
     /// Kernel and distribution.
-    Query Qga "guest-get-osinfo" => OsInfo(NoArguments) -> OsInfo;
+    Query Qga "guest-get-osinfo" => OsInfo(NoArguments) -> Box<OsInfo>;
     /// Load averages.
     Query Qga "guest-get-load" => Load(NoArguments) -> Load;
     /// PCI devices and their drivers.
@@ -38,7 +38,7 @@ commands! {
     /// The size of a block of memory.
     Query Qga "guest-get-memory-block-info" => MemoryBlockInfo(NoArguments) -> MemoryBlockInfo;
     /// One object with everything about the system.
-    Query Phoenix "sysinfo" => SysInfo(NoArguments) -> SysInfo;
+    Query Phoenix "sysinfo" => SysInfo(NoArguments) -> Box<SysInfo>;
 }
 
 /// `guest-get-host-name`.

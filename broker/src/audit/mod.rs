@@ -131,8 +131,9 @@ enum Tie {
 
 /// The beginning of a record: who asked what.
 pub(crate) struct Asked {
-    begun: Instant,
-    channel: String,
+    /// When, if there is a log.
+    begun: Option<Instant>,
+    channel: Rc<str>,
     dialect: &'static str,
     command: &'static str,
     arguments: Option<String>,
@@ -301,16 +302,22 @@ impl Audit {
         self.witness();
     }
 
-    /// Who asks what, of which open file; the arguments without what must not be recorded.
-    pub(crate) fn asked(&self, channel: &str, request: &Request, file: Option<String>) -> Asked {
+    /// Who asks what, of which open file; the arguments without what must not be recorded. Without a log nothing is looked up.
+    pub(crate) fn asked(
+        &self,
+        channel: impl Into<Rc<str>>,
+        request: &Request,
+        file: impl FnOnce() -> Option<String>,
+    ) -> Asked {
         let command = request.command();
+        let is_on = self.is_on();
         Asked {
-            begun: Instant::now(),
-            channel: channel.to_owned(),
+            begun: is_on.then(Instant::now),
+            channel: channel.into(),
             dialect: command.dialect.name(),
             command: command.name(),
-            arguments: if self.is_on() { ascii(request) } else { None },
-            file,
+            arguments: if is_on { ascii(request) } else { None },
+            file: if is_on { file() } else { None },
             intent: OnceCell::new(),
         }
     }
@@ -358,7 +365,9 @@ impl Audit {
             bytes,
             sha256: sha256.map(|hash| hash.to_string()),
             abandoned,
-            duration_us: u64::try_from(asked.begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            duration_us: asked
+                .begun
+                .map_or(0, |begun| u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)),
         };
         let begins = matches!(outcome, Outcome::Begins);
         let tie = match asked.intent.get() {
@@ -370,7 +379,7 @@ impl Audit {
         let about = About {
             message: format!("{} on {}: {text}", asked.command, asked.channel),
             command: Some(asked.command),
-            channel: Some(asked.channel.clone()),
+            channel: Some(asked.channel.to_string()),
             decision: Some(name),
             outcome: Some(text),
         };
@@ -390,9 +399,15 @@ impl Audit {
     }
 
     /// A request that was dropped before it began.
-    pub(crate) fn cancelled(&self, channel: &str, request: &Request) {
+    pub(crate) fn cancelled(&self, channel: &Rc<str>, request: &Request) {
         // Nothing was done: even a required record that is missing hides nothing.
-        let _ = self.request(&self.asked(channel, request, None), None, None, &Outcome::Cancelled, true);
+        let _ = self.request(
+            &self.asked(channel.clone(), request, || None),
+            None,
+            None,
+            &Outcome::Cancelled,
+            true,
+        );
     }
 
     /// Requests that a frontend answered by itself.
@@ -407,8 +422,8 @@ impl Audit {
     /// One that a frontend answered by itself, by a rule that wants a record of each.
     pub(crate) fn answered(&self, channel: &str, command: &'static proto::Command, rule: &Origin) {
         let asked = Asked {
-            begun: Instant::now(),
-            channel: channel.to_owned(),
+            begun: Some(Instant::now()),
+            channel: channel.into(),
             dialect: command.dialect.name(),
             command: command.name(),
             arguments: None,
@@ -903,7 +918,7 @@ mod tests {
     }
 
     fn begin(audit: &Audit) -> Asked {
-        let asked = audit.asked("port", &flush(), None);
+        let asked = audit.asked("port", &flush(), || None);
         audit.request(&asked, None, None, &Outcome::Begins, false).unwrap();
         asked
     }
@@ -917,8 +932,8 @@ mod tests {
         let place = Place::new();
         let audit = place.audit();
         let open = file::Open { path: "/etc/hostname".into(), mode: None };
-        let asked = audit.asked("port", &file::Request::Open(open).into(), None);
-        let rule = Origin { place: "policy.toml".to_owned(), line: 12 };
+        let asked = audit.asked("port", &file::Request::Open(open).into(), || None);
+        let rule = Origin { place: "policy.toml".into(), line: 12 };
         let failed = Failed::system("failed to open file '/etc/hostname' (mode: 'r')", 13);
         let decision = Decision { name: "allow", rule: &rule, record: Record::Usual };
         audit.request(&asked, Some(decision), Some("file"), &Outcome::Failed(&failed), false).unwrap();
@@ -939,8 +954,9 @@ mod tests {
         let place = Place::new();
         let audit = place.audit();
         let open = file::Open { path: "/secret/name".into(), mode: None };
-        let asked = audit.asked("port", &file::Request::Open(open).into(), Some("/secret/name".to_owned()));
-        let rule = Origin { place: "policy.toml".to_owned(), line: 12 };
+        let asked =
+            audit.asked("port", &file::Request::Open(open).into(), || Some("/secret/name".to_owned()));
+        let rule = Origin { place: "policy.toml".into(), line: 12 };
         let failed = Failed::system("failed to open file '/secret/name'", 13);
         let decision = Decision { name: "allow", rule: &rule, record: Record::Digest };
         audit.request(&asked, Some(decision), None, &Outcome::Failed(&failed), false).unwrap();
@@ -1141,7 +1157,7 @@ mod tests {
             input_data: Payload { present: true, length: 12, text },
             capture_output: exec::Capture::None,
         };
-        let asked = audit.asked("port", &exec::Request::Exec(exec).into(), None);
+        let asked = audit.asked("port", &exec::Request::Exec(exec).into(), || None);
         audit.request(&asked, None, None, &Outcome::Begins, false).unwrap();
         let line = place.lines().remove(1);
         assert_eq!(line["arguments"]["env"], json!(["TOKEN"]));
@@ -1155,8 +1171,8 @@ mod tests {
         let audit = place.audit();
         let path = "\u{1}".repeat(4000);
         let open = file::Open { path: path.as_str().into(), mode: Some(path.clone()) };
-        let asked = audit.asked("port", &file::Request::Open(open).into(), Some(path.clone()));
-        let rule = Origin { place: path.clone(), line: 12 };
+        let asked = audit.asked("port", &file::Request::Open(open).into(), || Some(path.clone()));
+        let rule = Origin { place: path.as_str().into(), line: 12 };
         let decision = Decision { name: "allow", rule: &rule, record: Record::Usual };
         let failed = Failed::new(path);
         audit.request(&asked, Some(decision), Some("file"), &Outcome::Failed(&failed), false).unwrap();
@@ -1172,7 +1188,7 @@ mod tests {
     fn what_cannot_be_recorded_is_refused_where_records_are_required_and_the_loss_is_counted() {
         let place = Place::new();
         let audit = place.audit_to(std::fs::OpenOptions::new().append(true).open("/dev/full").unwrap());
-        let asked = audit.asked("port", &flush(), None);
+        let asked = audit.asked("port", &flush(), || None);
         let failed = audit.request(&asked, None, None, &Outcome::Begins, false).unwrap_err();
         assert_eq!(failed.text, "not done, because it cannot be recorded: No space left on device");
         let room = std::fs::OpenOptions::new().append(true).open(place.log.path()).unwrap();
@@ -1205,7 +1221,7 @@ mod tests {
         let head = audit.head();
         std::fs::remove_file(place.log.path()).unwrap();
         assert_eq!(audit.wants_another_file(), Some(Why::Removed));
-        let asked = audit.asked("port", &flush(), None);
+        let asked = audit.asked("port", &flush(), || None);
         let failed = audit.request(&asked, None, None, &Outcome::Begins, false).unwrap_err();
         assert_eq!(failed.text, "not done, because it cannot be recorded: its file was removed");
         let mut another = tempfile::tempfile().unwrap();

@@ -125,7 +125,8 @@ impl Formatter for Style {
 
     fn write_string_fragment<W: Write + ?Sized>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
-        while let Some(at) = rest.find(|character: char| character >= '\x7f') {
+        // By bytes, which is the same place: nearly all that is ever written has no such character.
+        while let Some(at) = rest.bytes().position(|byte| byte >= 0x7f) {
             let (plain, behind) = rest.split_at(at);
             writer.write_all(plain.as_bytes())?;
             let mut characters = behind.chars();

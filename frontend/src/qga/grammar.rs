@@ -149,6 +149,10 @@ impl Builder {
                     if stands_already(members, seen, &self.hashes, &name) {
                         self.fail(b"duplicate key");
                     } else {
+                        // Most objects have one member or two, and end up in exactly the memory they need.
+                        if members.len() < 2 {
+                            members.reserve_exact(1);
+                        }
                         members.push(Member { name, value });
                     }
                 }

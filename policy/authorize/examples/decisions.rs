@@ -167,7 +167,7 @@ fn rule(number: usize, kind: usize) -> Rule {
         ),
     };
     let line = u32::try_from(number).unwrap_or(u32::MAX);
-    let origin = Origin { place: "/etc/portreeve/policy.toml".to_owned(), line };
+    let origin = Origin { place: "/etc/portreeve/policy.toml".into(), line };
     Rule { groups: vec![group], when, ..Rule::new(Outcome::Allow, origin) }
 }
 

@@ -210,8 +210,7 @@ mod tests {
     }
 
     fn rule(number: usize, outcome: Outcome, kind: u8, text: &str, all_groups: bool) -> Rule {
-        let mut rule =
-            Rule::new(outcome, Origin { place: "p".to_owned(), line: u32::try_from(number).unwrap() });
+        let mut rule = Rule::new(outcome, Origin { place: "p".into(), line: u32::try_from(number).unwrap() });
         if !all_groups {
             rule.groups = vec![Group::FileRead, Group::Account];
         }
@@ -259,7 +258,7 @@ mod tests {
             let policy = Policy::new("p", Vec::new(), rules.clone());
             let found = match decide(&policy, Asker { channel: "a", frozen: false }, &request, facts) {
                 Ok(by) => Some((by.outcome, by.rule.line)),
-                Err((_, origin)) if origin.place == "p" => Some((Outcome::Deny, origin.line)),
+                Err((_, origin)) if &*origin.place == "p" => Some((Outcome::Deny, origin.line)),
                 Err(_) => None,
             };
             prop_assert_eq!(found, wanted);

@@ -128,7 +128,7 @@ pub fn decide(
 ) -> Result<By, (Denied, Origin)> {
     let command = request.command();
     if asker.frozen {
-        let rule = Origin { place: "frozen".to_owned(), line: 0 };
+        let rule = Origin { place: "frozen".into(), line: 0 };
         return if safe_while_frozen(command) {
             Ok(By { rule, outcome: Outcome::Allow, terms: None })
         } else {

@@ -46,7 +46,7 @@ impl Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Encode, Decode)]
 pub struct Origin {
     /// A file, a preset (`preset observe`) or an option (`--block-rpcs`).
-    pub place: String,
+    pub place: Arc<str>,
     /// Its line, from 1; 0 where there are no lines.
     pub line: u32,
 }
@@ -143,7 +143,7 @@ impl Policy {
     /// decision to the rules).
     pub fn new(name: impl Into<String>, layer: Vec<Rule>, rules: Vec<Rule>) -> Self {
         let name = name.into();
-        let default = Origin { place: format!("{name}, default"), line: 0 };
+        let default = Origin { place: format!("{name}, default").into(), line: 0 };
         Policy::of(name, layer, rules, default)
     }
 
@@ -153,7 +153,7 @@ impl Policy {
     }
 
     /// Serves nothing but what says something about the agent; in force when the real policy cannot be read.
-    pub fn closed(reason: impl Into<String>) -> Self {
+    pub fn closed(reason: impl Into<Arc<str>>) -> Self {
         let origin = Origin { place: reason.into(), line: 0 };
         let rule = Rule {
             groups: vec![Group::Agent],
@@ -283,7 +283,7 @@ mod tests {
 
     fn rule(outcome: Outcome, groups: &[Group], names: &[&str], line: u32) -> Rule {
         let commands = names.iter().map(|name| proto::find(Dialect::Qga, name).unwrap().id()).collect();
-        let origin = Origin { place: "test.toml".to_owned(), line };
+        let origin = Origin { place: "test.toml".into(), line };
         Rule { commands, groups: groups.to_vec(), ..Rule::new(outcome, origin) }
     }
 

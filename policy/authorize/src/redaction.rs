@@ -151,7 +151,7 @@ impl Redaction {
                     version_id: _,
                     variant: _,
                     variant_id: _,
-                } = os;
+                } = &mut **os;
                 if self.leaves_out(Member::Kernel) {
                     [*kernel_release, *kernel_version] = [None, None];
                 }
@@ -384,13 +384,13 @@ mod tests {
 
     fn os() -> query::Reply {
         let text = |text: &str| Some(text.to_owned());
-        query::Reply::OsInfo(query::OsInfo {
+        query::Reply::OsInfo(Box::new(query::OsInfo {
             kernel_release: text("6.1.0"),
             kernel_version: text("#1 SMP"),
             machine: text("x86_64"),
             id: text("debian"),
             ..query::OsInfo::default()
-        })
+        }))
     }
 
     fn logged_in() -> query::Reply {
@@ -492,7 +492,7 @@ mod tests {
             size_used: 10,
             size_avail: 20,
         };
-        query::Reply::SysInfo(query::SysInfo {
+        query::Reply::SysInfo(Box::new(query::SysInfo {
             uname: query::Uname {
                 sysname: text("Linux"),
                 nodename: text("vm"),
@@ -508,7 +508,7 @@ mod tests {
             swap: query::Swap { total: 2, free: 1 },
             users: vec![session("root"), session("anna")],
             disks: vec![disk("/dev/vda", "/"), disk("/dev/vdb", "/srv")],
-        })
+        }))
     }
 
     fn links() -> net::Reply {

@@ -149,7 +149,7 @@ mod tests {
             modes: modes.iter().map(|mode| (*mode).to_owned()).collect(),
             ..Conditions::default()
         };
-        let origin = Origin { place: "p".to_owned(), line: 1 };
+        let origin = Origin { place: "p".into(), line: 1 };
         Rule { groups: groups.to_vec(), when, ..Rule::new(outcome, origin) }
     }
 

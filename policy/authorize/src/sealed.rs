@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_policy_of_a_hundred_thousand_rules_is_sealed_and_read_again() {
         let rules = (0..100_000_u32).map(|line| {
-            let origin = Origin { place: "/etc/portreeve/policy.d/10-files.toml".to_owned(), line };
+            let origin = Origin { place: "/etc/portreeve/policy.d/10-files.toml".into(), line };
             let paths = vec![Pattern::path(&format!("/srv/app-{line}/data/**")).unwrap()];
             let when = Conditions { paths, ..Conditions::default() };
             Rule { when, ..Rule::new(Outcome::Allow, origin) }

@@ -122,8 +122,8 @@ impl Bundle {
                 (1, 0) if text.is_empty() => bundle.sources.push(Source::Preset(name)),
                 (2, 0) => bundle.sources.push(Source::File { name, text }),
                 (5, 0) => bundle.sources.push(Source::Unusable { name, reason: text }),
-                (3, _) => bundle.allow.push(RpcList { origin: Origin { place: name, line }, text }),
-                (4, _) => bundle.block.push(RpcList { origin: Origin { place: name, line }, text }),
+                (3, _) => bundle.allow.push(RpcList { origin: Origin { place: name.into(), line }, text }),
+                (4, _) => bundle.block.push(RpcList { origin: Origin { place: name.into(), line }, text }),
                 _ => return Err(BundleError::Malformed),
             }
             fields = fields.saturating_add(1);
@@ -173,7 +173,7 @@ mod tests {
 
     fn bundle() -> Bundle {
         let list = |place: &str, line, text: &str| RpcList {
-            origin: Origin { place: place.to_owned(), line },
+            origin: Origin { place: place.into(), line },
             text: text.to_owned(),
         };
         Bundle {

@@ -205,7 +205,7 @@ impl Reader<'_> {
 
     fn rule(&self, written: Spanned<Written>) -> Result<Rule, Complaint> {
         let span = written.span();
-        let origin = Origin { place: self.file.to_owned(), line: self.lines.of_offset(span.start) };
+        let origin = Origin { place: self.file.into(), line: self.lines.of_offset(span.start) };
         let written = written.into_inner();
         let outcome = self.outcome(&written.outcome)?;
         let mut rule = Rule::new(outcome, origin);

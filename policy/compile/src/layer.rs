@@ -61,7 +61,7 @@ mod tests {
     use proto::{NoArguments, Request, agent, query};
 
     fn list(place: &str, text: &str) -> RpcList {
-        RpcList { origin: Origin { place: place.to_owned(), line: 0 }, text: text.to_owned() }
+        RpcList { origin: Origin { place: place.into(), line: 0 }, text: text.to_owned() }
     }
 
     /// What is left under the two lists when the policy allows everything: time, osinfo, ping.

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_about_what_the_decision_finds_it_to_be_about() {
-        let mut rule = Rule::new(Outcome::Allow, Origin { place: "p".to_owned(), line: 1 });
+        let mut rule = Rule::new(Outcome::Allow, Origin { place: "p".into(), line: 1 });
         rule.groups = vec![Group::FileWrite];
         rule.commands = vec![proto::find(Dialect::Qga, "guest-ping").unwrap().id()];
         rule.dialects = vec![Dialect::Qga];

@@ -33,7 +33,7 @@ impl Loaded {
         let text = match origin.place.strip_prefix("preset ") {
             Some(name) => preset(name)?,
             None => self.sources.iter().find_map(|source| match source {
-                Source::File { name, text } if *name == origin.place => Some(text.as_str()),
+                Source::File { name, text } if **name == *origin.place => Some(text.as_str()),
                 _ => None,
             })?,
         };

@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn rule(outcome: Outcome, groups: &[Group]) -> Rule {
-        let origin = Origin { place: "p".to_owned(), line: 1 };
+        let origin = Origin { place: "p".into(), line: 1 };
         Rule { groups: groups.to_vec(), ..Rule::new(outcome, origin) }
     }
 

@@ -102,7 +102,7 @@ pub(crate) fn policy_text(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut parts = text.split('\0');
     let mut list = || -> Vec<RpcList> {
-        let origin = || authorize::Origin { place: "--rpcs".to_owned(), line: 0 };
+        let origin = || authorize::Origin { place: "--rpcs".into(), line: 0 };
         parts.next().map(|text| RpcList { origin: origin(), text: text.to_owned() }).into_iter().collect()
     };
     let text = list().pop().map(|list| list.text).unwrap_or_default();

@@ -302,14 +302,14 @@ fn policy() -> Policy {
         groups: vec![Group::Query],
         channels: vec!["test".to_owned()],
         dialects: vec![Dialect::Qga],
-        ..Rule::new(outcome, Origin { place: "policy.toml".to_owned(), line })
+        ..Rule::new(outcome, Origin { place: "policy.toml".into(), line })
     };
     Policy::new("policy.toml", vec![rule(Outcome::Deny, 3)], vec![rule(Outcome::Allow, 7)])
 }
 
 fn bundle() -> Bundle {
     let list = |text: &str| RpcList {
-        origin: Origin { place: "--block-rpcs".to_owned(), line: 0 },
+        origin: Origin { place: "--block-rpcs".into(), line: 0 },
         text: text.to_owned(),
     };
     Bundle {

@@ -72,7 +72,7 @@ fn inherited(descriptor: OwnedFd) -> RawFd {
 
 /// Everything is permitted: the widest jail that a policy can lead to.
 fn sealed(channels: &[PathBuf]) -> OwnedFd {
-    let everything = Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 });
+    let everything = Rule::new(Outcome::Allow, Origin { place: "test".into(), line: 1 });
     let settings = Settings {
         channels: (0..channels.len())
             .map(|index| ChannelSettings {

@@ -120,7 +120,7 @@ impl Files {
             Request::Md5Sum(of) => Reply::Md5Sum(phoenix::md5_sum(self, of, asked)?),
             Request::Chown(chown) => Reply::Chown(attributes::chown(self, chown, asked)?),
             Request::Chmod(chmod) => Reply::Chmod(attributes::chmod(self, chmod, asked)?),
-            Request::Stat(of) => Reply::Stat(phoenix::stat(self, of, asked)?),
+            Request::Stat(of) => Reply::Stat(Box::new(phoenix::stat(self, of, asked)?)),
             Request::CreateDirectory(create) => {
                 Reply::CreateDirectory(attributes::create_directory(self, create, asked)?)
             }

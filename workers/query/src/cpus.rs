@@ -33,8 +33,15 @@ type Known = (i64, bool);
 
 /// The kernel's lists of CPUs, as `0-3,8` (Documentation/admin-guide/cputopology.rst).
 struct Masks {
-    present: OwnedFd,
-    online: OwnedFd,
+    present: Mask,
+    online: Mask,
+}
+
+/// One of them.
+struct Mask {
+    file: OwnedFd,
+    /// Room for its content.
+    buffer: Vec<u8>,
 }
 
 impl Processors {
@@ -47,10 +54,8 @@ impl Processors {
             self.masks = Masks::open(root).ok();
         }
         // A kernel without these masks is asked CPU by CPU.
-        let Some(masks) = &self.masks else { return logical_processors(root) };
-        let (mut present, mut online) = ([0; MASK], [0; MASK]);
-        let read = (read_at_start(&masks.present, &mut present), read_at_start(&masks.online, &mut online));
-        let (Ok(present), Ok(online)) = read else {
+        let Some(masks) = &mut self.masks else { return logical_processors(root) };
+        let (Ok(present), Ok(online)) = (masks.present.read(), masks.online.read()) else {
             self.masks = None;
             return logical_processors(root);
         };
@@ -78,10 +83,17 @@ const MASK: usize = 4096;
 
 impl Masks {
     fn open(root: &Root) -> rustix::io::Result<Self> {
-        Ok(Masks {
-            present: root.open(&format!("{FOLDER}/present"))?,
-            online: root.open(&format!("{FOLDER}/online"))?,
-        })
+        Ok(Masks { present: Mask::open(root, "present")?, online: Mask::open(root, "online")? })
+    }
+}
+
+impl Mask {
+    fn open(root: &Root, name: &str) -> rustix::io::Result<Self> {
+        Ok(Mask { file: root.open(&format!("{FOLDER}/{name}"))?, buffer: vec![0; MASK] })
+    }
+
+    fn read(&mut self) -> rustix::io::Result<&[u8]> {
+        read_at_start(&self.file, &mut self.buffer)
     }
 }
 

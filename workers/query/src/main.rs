@@ -74,7 +74,7 @@ impl Guest {
             Request::HostName(_) => Reply::HostName(kernel::host_name()),
             Request::Users(_) => Reply::Users(users::users(root)),
             Request::TimeZone(_) => Reply::TimeZone(time_zone::now(root, self.time_zone.as_deref())),
-            Request::OsInfo(_) => Reply::OsInfo(osinfo::os_info(root, self.os_release.as_deref())),
+            Request::OsInfo(_) => Reply::OsInfo(Box::new(osinfo::os_info(root, self.os_release.as_deref()))),
             Request::Load(_) => Reply::Load(kernel::load()),
             Request::Devices(_) => Reply::Devices(devices::devices(root)?),
             Request::CpuStats(_) => Reply::CpuStats(cpus::statistics(root)?),
@@ -84,7 +84,7 @@ impl Guest {
             Request::Vcpus(_) => Reply::Vcpus(self.processors.all(root)?),
             Request::MemoryBlocks(_) => Reply::MemoryBlocks(memory::blocks(root)?),
             Request::MemoryBlockInfo(_) => Reply::MemoryBlockInfo(memory::block_info(root)?),
-            Request::SysInfo(_) => Reply::SysInfo(sysinfo::sys_info(root)?),
+            Request::SysInfo(_) => Reply::SysInfo(Box::new(sysinfo::sys_info(root)?)),
         })
     }
 }

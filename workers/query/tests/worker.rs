@@ -42,7 +42,7 @@ impl Worker {
         change(&mut settings);
         let rule = Rule {
             groups: vec![Group::Query],
-            ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
+            ..Rule::new(Outcome::Allow, Origin { place: "test".into(), line: 1 })
         };
         let policy = Policy::new("test", Vec::new(), vec![rule]);
         let sealed = Sealed::new(settings, policy).encode().unwrap();

@@ -48,7 +48,7 @@ impl Worker {
     pub(crate) fn start(folder: &Path, base: u32, user: Option<u32>, groups: &[Group]) -> Self {
         let allow = Rule {
             groups: groups.to_vec(),
-            ..Rule::new(Outcome::Allow, Origin { place: "test".to_owned(), line: 1 })
+            ..Rule::new(Outcome::Allow, Origin { place: "test".into(), line: 1 })
         };
         Self::with_rules(folder, base, user, vec![allow])
     }

@@ -47,7 +47,7 @@ impl Tree {
     fn rule(&self, outcome: Outcome, groups: &[Group], pattern: &str) -> Rule {
         let paths = vec![Pattern::path(&self.text(pattern)).unwrap()];
         let when = Conditions { paths, ..Conditions::default() };
-        let origin = Origin { place: "test".to_owned(), line: 1 };
+        let origin = Origin { place: "test".into(), line: 1 };
         Rule { groups: groups.to_vec(), when, ..Rule::new(outcome, origin) }
     }
 

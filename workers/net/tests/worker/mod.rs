@@ -151,7 +151,7 @@ impl Drop for Worker {
 
 /// Where the one rule is written.
 pub fn origin() -> Origin {
-    Origin { place: "test".to_owned(), line: 1 }
+    Origin { place: "test".into(), line: 1 }
 }
 
 fn sealed(environment: &[(&str, &str)], rule: Rule) -> OwnedFd {
