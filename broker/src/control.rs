@@ -97,8 +97,11 @@ impl Spawner {
     }
 
     fn send(&self, message: FromBroker, sequence: u32) {
-        if let Err(error) = self.control.send(message, sequence) {
-            tracing::error!("the spawner does not take a message: {error}");
+        match self.control.send(message, sequence) {
+            // That it ends shows at the receiving side; when the agent is stopped it is nothing to complain of.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            Err(error) => tracing::error!("the spawner does not take a message: {error}"),
+            Ok(()) => {}
         }
     }
 

@@ -53,6 +53,21 @@ fn sigterm_ends_the_agent_with_status_0() {
     assert!(none_is_left(&family));
 }
 
+// What the broker has asked of the spawner is unread then, and a socket that is closed with something unread says "reset".
+#[test]
+fn an_agent_that_is_stopped_while_it_starts_a_worker_says_so_in_its_log_and_complains_of_nothing() {
+    for round in 0..10 {
+        let mut agent = Agent::run("qga", "qemu-ga");
+        agent.connect().send("{\"execute\":\"guest-get-host-name\"}");
+        sleep(Duration::from_micros(200 * round));
+        let (status, _) = agent.terminate();
+        assert_eq!(status.code(), Some(0), "{status}");
+        let log = agent.log();
+        assert!(!log.contains("control socket") && !log.contains("the spawner"), "{log}");
+        assert_eq!(agent.audit().last().unwrap()["kind"], "stop");
+    }
+}
+
 #[test]
 fn sigint_ends_the_agent_with_status_0() {
     let mut agent = Agent::run("qga", "qemu-ga");

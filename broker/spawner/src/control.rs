@@ -159,6 +159,8 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<(usize, D
         match error.kind() {
             io::ErrorKind::Interrupted => {}
             io::ErrorKind::WouldBlock => return Ok(None),
+            // It went with messages of ours unread.
+            io::ErrorKind::ConnectionReset => return Err(ControlError::Closed),
             _ => return Err(ControlError::Io(error)),
         }
     };
@@ -345,6 +347,14 @@ mod tests {
     #[test]
     fn a_closed_end_shows_as_closed() {
         let (spawner, broker) = pair();
+        drop(spawner);
+        assert!(matches!(broker.try_receive(), Err(ControlError::Closed)));
+    }
+
+    #[test]
+    fn an_end_that_is_closed_with_messages_unread_shows_as_closed() {
+        let (spawner, broker) = pair();
+        broker.send(FromBroker::Ready, 0).expect("sends");
         drop(spawner);
         assert!(matches!(broker.try_receive(), Err(ControlError::Closed)));
     }
