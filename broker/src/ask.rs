@@ -180,6 +180,13 @@ impl Ask {
         any.then(|| Hash(digest.finalize().into()))
     }
 
+    /// Its worker is being started, or has been.
+    pub(crate) fn starting(&self, starts: bool) {
+        if !self.abandoned.get() {
+            self.outbox.send(self.id, 0, &ToFrontend::Starting(starts), &[]);
+        }
+    }
+
     /// Ends the request, with the last bytes of the reply's first stream.
     pub(crate) fn answer(&self, answer: Answer, bytes: &[u8]) {
         if !self.abandoned.get() {

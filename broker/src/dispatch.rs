@@ -206,7 +206,7 @@ pub(crate) async fn simple(broker: &Rc<Broker>, ask: &Ask, request: Request) -> 
     let limit = deadline(privilege);
     let mut running = None;
     let done = async {
-        let instance = broker.workers.acquire(broker, role).await?;
+        let instance = broker.workers.acquire(broker, role, Some(ask)).await?;
         let job = Job { channel: ask.channel.to_string(), request, detail: Detail::default() };
         running.insert(instance.run(job, ask.policy(), limit, &[])).end().await.0
     };
@@ -264,7 +264,7 @@ async fn start_program(broker: &Rc<Broker>, ask: &Ask, request: exec::Exec) -> R
     let first = if length > 0 { ask.next_piece().await.unwrap_or_default() } else { Vec::new() };
     let instance = broker
         .deadlines
-        .within(limit, pin!(broker.workers.acquire(broker, Role::Exec)))
+        .within(limit, pin!(broker.workers.acquire(broker, Role::Exec, Some(ask))))
         .await
         .unwrap_or_else(|_| Err(too_late("guest-exec", limit)))?;
     let mut sent = size(&first);
@@ -309,7 +309,7 @@ async fn program_status(broker: &Rc<Broker>, ask: &Ask, request: exec::Status) -
         Some(instance) => instance,
         None => broker
             .deadlines
-            .within(limit, pin!(broker.workers.acquire(broker, Role::Exec)))
+            .within(limit, pin!(broker.workers.acquire(broker, Role::Exec, Some(ask))))
             .await
             .unwrap_or_else(|_| Err(too_late("guest-exec-status", limit)))?,
     };

@@ -306,10 +306,10 @@ pub(crate) async fn work(
     }
 }
 
-async fn acquire(broker: &Rc<Broker>, name: &str) -> Result<Rc<Instance>, Failed> {
+async fn acquire(broker: &Rc<Broker>, ask: &Ask, name: &str) -> Result<Rc<Instance>, Failed> {
     broker
         .deadlines
-        .within(LIMIT, pin!(broker.workers.acquire(broker, Role::File)))
+        .within(LIMIT, pin!(broker.workers.acquire(broker, Role::File, Some(ask))))
         .await
         .unwrap_or_else(|_| Err(too_late(name, LIMIT)))
 }
@@ -332,7 +332,7 @@ async fn at_path(broker: &Rc<Broker>, ask: &Ask, request: &Request, detail: Deta
     let (name, key) = (request.command().name(), detail.handle);
     let mut again = false;
     loop {
-        let instance = acquire(broker, name).await?;
+        let instance = acquire(broker, ask, name).await?;
         let running = instance.run(job(ask, request.clone(), detail.clone()), ask.policy(), LIMIT, &[]);
         running.if_late(Box::new(move |_, instance, result| {
             // Only what is opened has a number.

@@ -385,7 +385,7 @@ async fn run(
     let name = proto::Request::from(request.clone()).command().name();
     let mut running = None;
     let work = async {
-        let instance = broker.workers.acquire(broker, role).await?;
+        let instance = broker.workers.acquire(broker, role, None).await?;
         let job = Job { channel: channel.to_owned(), request: request.into(), detail: Detail::default() };
         // Nothing is reloaded while this may be asked.
         let run = instance.run(job, &broker.policy(), limit, &[]);
@@ -470,7 +470,7 @@ pub(crate) async fn attend(broker: Rc<Broker>) {
             reloaded.await;
             continue;
         }
-        if let Ok(instance) = broker.workers.acquire(&broker, Role::Fsfreeze).await {
+        if let Ok(instance) = broker.workers.acquire(&broker, Role::Fsfreeze, None).await {
             instance.hold();
             instance.ended_or_retired().await;
             instance.release();

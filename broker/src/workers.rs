@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::Broker;
+use crate::ask::Ask;
 use crate::outbox::Outbox;
 use crate::signal::Signal;
 
@@ -188,13 +189,22 @@ impl Workers {
         }
     }
 
-    /// A worker of `role` that can take a job now, started if need be.
-    pub(crate) async fn acquire(&self, broker: &Rc<Broker>, role: Role) -> Result<Rc<Instance>, Failed> {
+    /// A worker of `role` that can take a job now, started if need be; whoever asks is told while it starts.
+    pub(crate) async fn acquire(
+        &self,
+        broker: &Rc<Broker>,
+        role: Role,
+        ask: Option<&Ask>,
+    ) -> Result<Rc<Instance>, Failed> {
         let row = row(role);
         let mut once_more = true;
         loop {
             if let Some(instance) = self.pick(broker, &row) {
-                match instance.when_ready().await {
+                let starts = matches!(*instance.state.borrow(), State::Starting);
+                let told = ask.filter(|_| starts).inspect(|ask| ask.starting(true));
+                let ready = instance.when_ready().await;
+                told.inspect(|ask| ask.starting(false));
+                match ready {
                     Ok(()) => return Ok(instance),
                     // By the time that it was there it was one of an earlier policy.
                     Err(_) if instance.is_retired() => continue,

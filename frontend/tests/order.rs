@@ -170,6 +170,31 @@ fn there_is_no_deadline_while_nothing_waits() {
 }
 
 #[test]
+fn the_time_in_which_its_worker_starts_is_not_held_against_a_command() {
+    let mut fake = Fake::qga();
+    fake.say(format!("{FLUSH}{PING}"));
+    fake.broker_says(1, ToFrontend::Starting(true), b"");
+    fake.after(1_900);
+    assert_eq!(fake.heard(), "");
+    fake.broker_says(1, ToFrontend::Starting(false), b"");
+    fake.after(99);
+    assert_eq!(fake.heard(), "");
+    fake.after(1);
+    assert_eq!(fake.heard(), given_up("guest-file-flush", 2_000) + "{\"return\": {}}\n");
+}
+
+#[test]
+fn a_command_whose_worker_does_not_start_is_given_up() {
+    let mut fake = Fake::qga();
+    fake.say(format!("{FLUSH}{PING}"));
+    fake.broker_says(1, ToFrontend::Starting(true), b"");
+    fake.after(2_099);
+    assert_eq!(fake.heard(), "");
+    fake.after(1);
+    assert_eq!(fake.heard(), given_up("guest-file-flush", 2_100) + "{\"return\": {}}\n");
+}
+
+#[test]
 fn a_read_that_moves_is_not_given_up() {
     let mut fake = Fake::qga();
     fake.say(format!("{READ}{PING}"));

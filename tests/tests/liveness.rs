@@ -107,6 +107,29 @@ fn fastest(mut attempt: impl FnMut() -> Duration) -> Duration {
     (0..3).map(|_| attempt()).min().unwrap_or(Duration::MAX)
 }
 
+/// In a guest that is starting, a worker can take a hundred times the few milliseconds that it needs otherwise. Here the spawner, who starts
+/// workers, is held up.
+#[test]
+fn a_request_whose_worker_starts_slowly_is_not_given_up_unless_it_does_not_start_at_all() {
+    let agent = Agent::run("qga", "qemu-ga");
+    let mut host = agent.connect();
+    stop(agent.pid());
+    host.send(format!("{HOST_NAME}{PING}"));
+    assert_eq!(host.line_within(SILENCE), None);
+    signal(agent.pid(), "CONT");
+    assert!(json(&host.line())["return"]["host-name"].is_string());
+    assert_eq!(json(&host.line()), json!({ "return": {}, "id": "ping" }));
+
+    stop(agent.pid());
+    let begun = Instant::now();
+    host.send(format!("{{\"execute\":\"guest-network-get-interfaces\"}}\n{PING}"));
+    let error = json(&host.line());
+    assert!(error["error"]["desc"].as_str().unwrap().contains("given up"), "{error}");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(json(&host.line()), json!({ "return": {}, "id": "ping" }));
+    signal(agent.pid(), "CONT");
+}
+
 #[test]
 fn a_ping_is_answered_beside_an_open_that_hangs() {
     let Some(hung) = BesideHungFiles::start() else { return };

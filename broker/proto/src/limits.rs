@@ -45,5 +45,8 @@ pub const FOUND_PATH: usize = PATH + 1 + 255;
 /// A command on which another waits is given up once it has not moved for this long ...
 pub const PATIENCE: Duration = Duration::from_millis(100);
 
-/// ... and the other has waited for this long.
+/// ... and the other has waited for this long. The time that its worker takes to start does not count ...
 pub const GRACE: Duration = Duration::from_millis(25);
+
+/// ... up to this: what starts in a few milliseconds can take a hundred times that while the guest itself starts.
+pub const STARTING: Duration = Duration::from_secs(2);

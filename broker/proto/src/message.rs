@@ -60,6 +60,9 @@ pub enum ToFrontend {
     Welcome(Welcome),
     /// The request's payload may go on with that many pieces.
     More(u16),
+    /// The request waits for its worker to start (true); the worker has started (false). Meanwhile it does not count as one that does
+    /// not move, up to [`limits::STARTING`].
+    Starting(bool),
     /// The next bytes of the reply's stream with this number are behind this message.
     Piece(u8),
     /// The end of a request: nothing with its id follows. The last bytes of the reply's first stream may be

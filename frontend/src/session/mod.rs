@@ -22,7 +22,7 @@ pub use self::entry::refusal;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use proto::limits::{GRACE, PATIENCE, REQUESTS_IN_FLIGHT, WINDOW};
+use proto::limits::{GRACE, PATIENCE, REQUESTS_IN_FLIGHT, STARTING, WINDOW};
 use proto::message::{FromFrontend, ToFrontend, Welcome};
 use proto::{Answer, CommandId, Denied, Dialect, Request};
 
@@ -232,6 +232,7 @@ impl Session {
             }
             _ if id == 0 || id > self.last_id => return Err(BrokerFault("the id of no request")),
             ToFrontend::More(count) => self.more(id, count, now, broker),
+            ToFrontend::Starting(starts) => self.starting(id, if starts { now + STARTING } else { now }),
             ToFrontend::Piece(stream) => self.piece(id, usize::from(stream), payload, now, broker)?,
             ToFrontend::Answer(answer) => self.answer(id, answer, payload, now)?,
         }
@@ -551,6 +552,13 @@ impl Session {
             *held -= std::mem::take(&mut entry.weight);
         }
         self.orphan_progress = self.orphan_progress.map(|_| now);
+    }
+
+    fn starting(&mut self, id: u64, progress: Instant) {
+        let entry = self.queue.iter_mut().find(|entry| entry.has_id(id));
+        if let Some(Entry { state: State::Sent(sent), .. }) = entry {
+            sent.progress = progress;
+        }
     }
 
     fn piece(

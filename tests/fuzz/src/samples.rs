@@ -126,6 +126,7 @@ fn to_frontend() -> Vec<ToFrontend> {
         ToFrontend::Hello(hello()),
         ToFrontend::Welcome(welcome(&[Dialect::Qga])),
         ToFrontend::More(2),
+        ToFrontend::Starting(true),
         ToFrontend::Piece(0),
         ToFrontend::Answer(Answer::Denied(Denied::Command("guest-exec".to_owned()))),
         ToFrontend::Answer(Answer::Failed(Failed::system("failed", 2))),
