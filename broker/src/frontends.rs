@@ -236,7 +236,8 @@ impl<M: Fn(Begun) -> F, F: Future<Output = ()> + 'static> Work<M, F> {
             let mut at = 0;
             while let Some(future) = self.running.get_mut(at) {
                 if future.as_mut().poll(context).is_ready() {
-                    self.spare = Some(self.running.swap_remove(at));
+                    // The others keep their order: work on one file is done in the order in which it is begun here.
+                    self.spare = Some(self.running.remove(at));
                 } else {
                     at += 1;
                 }
