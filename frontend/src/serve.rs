@@ -23,6 +23,8 @@ use crate::session::{BrokerFault, Outgoing, Session, TooLarge};
 pub const CHANNEL_GONE: i32 = 10;
 /// What is read at once. So large that malloc gives untouched pages of the kernel's: what no host fills takes no memory.
 const READ: usize = 128 * 1024;
+/// While the session has a deadline the clock is read at least so often.
+const STEP: Duration = Duration::from_millis(25);
 /// So many bytes of requests are decoded in less time than a deadline could notice.
 const SHORT: usize = 4 * 1024;
 /// Bytes queued for the broker from which on no request is added.
@@ -113,7 +115,7 @@ pub async fn serve(
         is_blocked: false,
         // The start was large, too.
         trim_at: Some(Instant::now() + QUIET),
-        now: Instant::now(),
+        clock: Clock::new(),
     };
     let outcome = match channel {
         Channel::Device(device) => {
@@ -170,8 +172,56 @@ struct Serving {
     is_blocked: bool,
     /// When to give back what the start, or something large, has left.
     trim_at: Option<Instant>,
-    /// When it last had something to do. The clock is read once for all that follows from one event, and after what can take long.
+    clock: Clock,
+}
+
+/// The time for the session, whose deadlines are about others: how long they have not moved. What this process has overslept is not in
+/// it. A machine that stood still, or had no time for us, had none for those others either; so they get as many chances as always.
+///
+/// It is read once for all that follows from one event.
+struct Clock {
+    /// The session's time.
     now: Instant,
+    /// How far it is behind the system's.
+    overslept: Duration,
+    /// When we wanted to be woken, by the system's.
+    alarm: Option<Instant>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Clock { now: Instant::now(), overslept: Duration::ZERO, alarm: None }
+    }
+
+    /// The system's time when it was last read.
+    fn system(&self) -> Instant {
+        self.now + self.overslept
+    }
+
+    fn read(&mut self) -> Instant {
+        self.read_at(Instant::now())
+    }
+
+    fn read_at(&mut self, system: Instant) -> Instant {
+        if let Some(alarm) = self.alarm.take() {
+            self.overslept += system.saturating_duration_since(alarm);
+        }
+        // It never goes back.
+        self.now = system.checked_sub(self.overslept).map_or(self.now, |now| now.max(self.now));
+        self.now
+    }
+
+    /// What has passed since it was read does not count.
+    fn skip(&mut self) {
+        self.overslept = Instant::now().saturating_duration_since(self.now);
+    }
+
+    /// When to wake up, by the system's time, for a deadline by the session's.
+    fn wake_for(&mut self, deadline: Option<Instant>) -> Option<Instant> {
+        let system = self.system();
+        self.alarm = deadline.map(|deadline| (deadline + self.overslept).clamp(system, system + STEP));
+        self.alarm
+    }
 }
 
 /// What happened.
@@ -200,16 +250,17 @@ impl Serving {
             }
             let wants_input = self.unread.is_empty() && !self.is_ended && self.session.wants_input();
             if self.session.had_much() {
-                self.trim_at = Some(self.now + QUIET);
+                self.trim_at = Some(self.clock.system() + QUIET);
             }
-            let deadline = [self.session.deadline(), self.trim_at].into_iter().flatten().min();
+            let alarm = self.clock.wake_for(self.session.deadline());
+            let deadline = [alarm, self.trim_at].into_iter().flatten().min();
             let event = tokio::select! {
                 biased;
                 received = receiver.receive() => {
                     let Some(received) = received? else { return Ok(()) };
                     let mut broker = ToBroker(&self.sender);
-                    self.now = Instant::now();
-                    self.session.from_broker(received.id, received.message, received.payload, self.now, &mut broker)?;
+                    let now = self.clock.read();
+                    self.session.from_broker(received.id, received.message, received.payload, now, &mut broker)?;
                     Event::Broker
                 }
                 flushed = self.sender.flush(), if self.sender.queued() > 0 => {
@@ -230,16 +281,16 @@ impl Serving {
                 Event::Link(wake) => match wake.map_err(|error| self.gone(error))? {
                     Wake::Readable => {
                         self.read().await?;
-                        self.now = Instant::now();
+                        self.clock.read();
                     }
                     Wake::Writable => self.is_blocked = false,
                     // What it has not read is dropped, not kept until there is room.
                     Wake::HungUp => self.is_deaf = true,
                 },
                 Event::Flushed | Event::Time => {
-                    self.now = Instant::now();
-                    self.session.tick(self.now, &mut ToBroker(&self.sender));
-                    if self.trim_at.is_some_and(|trim_at| self.now >= trim_at) {
+                    let now = self.clock.read();
+                    self.session.tick(now, &mut ToBroker(&self.sender));
+                    if self.trim_at.is_some_and(|trim_at| self.clock.system() >= trim_at) {
                         self.trim_at = None;
                         jail::memory::let_go_of_start_code();
                     }
@@ -262,7 +313,7 @@ impl Serving {
                 received.id,
                 received.message,
                 received.payload,
-                self.now,
+                self.clock.now,
                 &mut broker,
             )?;
         }
@@ -274,11 +325,11 @@ impl Serving {
         let bytes = self.buffer.get(self.unread.clone()).unwrap_or_default();
         let takes_long = bytes.len() > SHORT;
         if !bytes.is_empty() {
-            self.unread.start += self.session.input(bytes, self.now, &mut ToBroker(&self.sender));
+            self.unread.start += self.session.input(bytes, self.clock.now, &mut ToBroker(&self.sender));
         }
         if takes_long {
-            let begun = std::mem::replace(&mut self.now, Instant::now());
-            self.session.delayed(self.now.saturating_duration_since(begun));
+            // No fault of what is under way.
+            self.clock.skip();
         }
     }
 
@@ -328,7 +379,7 @@ impl Serving {
             };
             match moved {
                 Moved::Bytes(count) => {
-                    self.session.sent(count, self.now, &mut ToBroker(&self.sender));
+                    self.session.sent(count, self.clock.now, &mut ToBroker(&self.sender));
                 }
                 Moved::Blocked | Moved::Ended => self.is_blocked = true,
                 Moved::Gone(_) if matches!(self.link, Link::Client(_)) => self.is_deaf = true,
@@ -340,7 +391,7 @@ impl Serving {
 
     /// The client or host has gone, or has all it asked for.
     fn leave(&mut self) {
-        self.session.leave(Instant::now(), &mut ToBroker(&self.sender));
+        self.session.leave(self.clock.now, &mut ToBroker(&self.sender));
         if matches!(self.link, Link::Client(_)) {
             self.link = Link::None;
         }
@@ -396,5 +447,32 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_overslept_is_no_time_for_the_session() {
+        let mut clock = Clock::new();
+        let (begin, ms) = (clock.now, Duration::from_millis);
+        // Somebody else woke us, in time.
+        assert_eq!(clock.wake_for(Some(begin + ms(100))), Some(begin + ms(25)));
+        assert_eq!(clock.read_at(begin + ms(10)), begin + ms(10));
+        // Half a second too late.
+        assert_eq!(clock.wake_for(Some(begin + ms(100))), Some(begin + ms(35)));
+        assert_eq!(clock.read_at(begin + ms(535)), begin + ms(35));
+        assert_eq!(clock.system(), begin + ms(535));
+        // From there the session's time goes on, and what it still waits for is as far away as before.
+        assert_eq!(clock.wake_for(Some(begin + ms(50))), Some(begin + ms(550)));
+        assert_eq!(clock.read_at(begin + ms(550)), begin + ms(50));
+        // Nobody wanted to be woken: all of it counts.
+        assert_eq!(clock.wake_for(None), None);
+        assert_eq!(clock.read_at(begin + ms(9_500)), begin + ms(9_000));
+        // A deadline that has passed is one of now.
+        assert_eq!(clock.wake_for(Some(begin)), Some(begin + ms(9_500)));
+        assert_eq!(clock.read_at(begin + ms(9_600)), begin + ms(9_000));
     }
 }

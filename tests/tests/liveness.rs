@@ -107,6 +107,27 @@ fn fastest(mut attempt: impl FnMut() -> Duration) -> Duration {
     (0..3).map(|_| attempt()).min().unwrap_or(Duration::MAX)
 }
 
+/// A host that takes the processors away, or moves the guest to another host, does that to all processes at once.
+#[test]
+fn a_machine_that_stood_still_for_a_while_is_no_reason_to_give_anything_up() {
+    let agent = Agent::run("qga", "qemu-ga");
+    let mut host = agent.connect();
+    host.call("guest-get-host-name", json!({}));
+    let (query, frontend) = (agent.process("query"), agent.process("frontend"));
+    for _ in 0..5 {
+        stop(query);
+        host.send(format!("{HOST_NAME}{PING}"));
+        sleep(Duration::from_millis(10));
+        stop(frontend);
+        sleep(SILENCE);
+        // The one that waits goes on first.
+        signal(frontend, "CONT");
+        signal(query, "CONT");
+        assert!(json(&host.line())["return"]["host-name"].is_string());
+        assert_eq!(json(&host.line()), json!({ "return": {}, "id": "ping" }));
+    }
+}
+
 /// In a guest that is starting, a worker can take a hundred times the few milliseconds that it needs otherwise. Here the spawner, who starts
 /// workers, is held up.
 #[test]

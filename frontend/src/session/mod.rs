@@ -20,7 +20,7 @@ mod verdicts;
 pub use self::entry::refusal;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proto::limits::{GRACE, PATIENCE, REQUESTS_IN_FLIGHT, STARTING, WINDOW};
 use proto::message::{FromFrontend, ToFrontend, Welcome};
@@ -202,14 +202,6 @@ impl Session {
         }
         self.advance(now, broker);
         bytes.len() - rest.len()
-    }
-
-    /// [`Self::input`] has taken that long, because there was much to decode: no fault of what is under way.
-    pub fn delayed(&mut self, by: Duration) {
-        self.front_since = self.front_since.map(|since| since + by);
-        if let Some(Entry { state: State::Sent(sent), .. }) = self.queue.front_mut() {
-            sent.progress += by;
-        }
     }
 
     /// Takes a message of the broker.
