@@ -112,7 +112,9 @@ pub fn run(birth: Birth, ground: &Ground) -> Result<(), String> {
         deadlines: Rc::default(),
     });
     let tasks = tokio::task::LocalSet::new();
-    broker.audit.start(about(&broker));
+    if broker.audit.is_on() {
+        broker.audit.start(about(&broker));
+    }
     tasks.spawn_local(broker.deadlines.clone().run());
     tasks.spawn_local(freeze::attend(broker.clone()));
     tasks.spawn_local(audit::kernel::attend(broker.clone()));

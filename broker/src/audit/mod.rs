@@ -272,7 +272,7 @@ impl Audit {
         self.settings.required && self.is_on()
     }
 
-    /// Begins this broker's part of the chain; `about` are the members of the record that do so.
+    /// Begins this broker's part of the chain, if there is a log; `about` are the members of the record that do so.
     pub(crate) fn start(&self, mut about: serde_json::Map<String, serde_json::Value>) {
         let mut state = self.state.borrow_mut();
         let last = state.chain.last;
@@ -290,10 +290,8 @@ impl Audit {
             Err(why) => tracing::error!("the audit log cannot be begun: {why}"),
         }
         drop(state);
-        if self.is_on() {
-            let _ = self.put(None);
-            self.witness();
-        }
+        let _ = self.put(None);
+        self.witness();
     }
 
     /// Ends it.
