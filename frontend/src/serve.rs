@@ -277,16 +277,19 @@ impl Serving {
                         return Ok(());
                     }
                 }
-                Event::Client(client) => self.link = Link::Client(client.map_err(|error| self.gone(error))?),
-                Event::Link(wake) => match wake.map_err(|error| self.gone(error))? {
-                    Wake::Readable => {
-                        self.read().await?;
-                        self.clock.read();
+                Event::Client(client) => {
+                    self.link = Link::Client(client.map_err(|error| self.gone(error))?);
+                    self.clock.read();
+                }
+                Event::Link(wake) => {
+                    match wake.map_err(|error| self.gone(error))? {
+                        Wake::Readable => self.read().await?,
+                        Wake::Writable => self.is_blocked = false,
+                        // What it has not read is dropped, not kept until there is room.
+                        Wake::HungUp => self.is_deaf = true,
                     }
-                    Wake::Writable => self.is_blocked = false,
-                    // What it has not read is dropped, not kept until there is room.
-                    Wake::HungUp => self.is_deaf = true,
-                },
+                    self.clock.read();
+                }
                 Event::Flushed | Event::Time => {
                     let now = self.clock.read();
                     self.session.tick(now, &mut ToBroker(&self.sender));

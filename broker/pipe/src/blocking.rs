@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 
 use crate::PipeError;
-use crate::frame::{Assembler, FRAME_MAX, Outgoing, Received, parts};
+use crate::frame::{Assembler, FRAME_MAX, Outgoing, Received};
 
 /// One end of a socketpair: sends `S`, receives `R`.
 pub struct Pipe<S, R> {
@@ -61,11 +61,7 @@ impl<S: Encode, R: Decode<()>> Pipe<S, R> {
     /// # Errors
     /// [`PipeError::TooLarge`] before anything is sent, [`PipeError::Socket`] if the peer has gone.
     pub fn send(&self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
-        let mut outgoing = Outgoing::default();
-        outgoing.encode(message)?;
-        outgoing.frames(id, deadline_ms, payload, |frame, payload| {
-            let (parts, count) = parts(frame, payload);
-            let parts = parts.get(..count).unwrap_or(&parts);
+        Outgoing::default().frames(id, deadline_ms, message, payload, |parts| {
             loop {
                 match sendmsg::<()>(self.socket.as_raw_fd(), parts, &[], MsgFlags::MSG_NOSIGNAL, None) {
                     Ok(_) => return Ok(()),

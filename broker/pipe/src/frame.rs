@@ -50,38 +50,33 @@ pub fn encode_head<S: Encode>(message: &S) -> Result<Vec<u8>, PipeError> {
     Ok(head)
 }
 
-/// A message that is encoded behind room for the header of its first frame.
+/// Memory in which messages are encoded, behind room for the header of the first frame.
 #[derive(Default)]
 pub(crate) struct Outgoing(Vec<u8>);
 
 impl Outgoing {
-    /// Encodes a message in place of the one before.
+    /// Encodes a message, cuts it and its payload into frames, and gives the parts of each to `send`.
+    ///
+    /// Each header is written over the end of the frame before, which has been sent by then.
     ///
     /// # Errors
-    /// As [`encode_head`]; what is in it then means nothing.
-    pub(crate) fn encode<S: Encode>(&mut self, message: &S) -> Result<(), PipeError> {
-        self.0.clear();
-        self.0.reserve(USUAL_HEAD);
-        self.0.extend_from_slice(&[0; HEADER]);
-        encode_behind(message, &mut self.0)
-    }
-
-    /// Cuts it and its payload into frames, and gives each to `send`: header and message, and the payload that follows them.
-    ///
-    /// Each header stands over the end of the frame before, which has been sent: so it can be done once.
-    ///
-    /// # Errors
-    /// [`PipeError::TooLarge`] if the payload is over [`limits::PIECE`]; else what `send` says.
-    pub(crate) fn frames(
+    /// As [`encode_head`], before anything is sent, or [`PipeError::TooLarge`] if the payload is over [`limits::PIECE`]; else what
+    /// `send` says.
+    pub(crate) fn frames<S: Encode>(
         &mut self,
         id: u64,
         deadline_ms: u32,
+        message: &S,
         payload: &[u8],
-        mut send: impl FnMut(&[u8], &[u8]) -> Result<(), PipeError>,
+        mut send: impl FnMut(&[IoSlice<'_>]) -> Result<(), PipeError>,
     ) -> Result<(), PipeError> {
         if payload.len() > limits::PIECE {
             return Err(PipeError::TooLarge(payload.len()));
         }
+        self.0.clear();
+        self.0.reserve(USUAL_HEAD);
+        self.0.extend_from_slice(&[0; HEADER]);
+        encode_behind(message, &mut self.0)?;
         let mut rest = self.0.as_mut_slice();
         let sent = loop {
             let length = rest.len().saturating_sub(HEADER);
@@ -89,11 +84,16 @@ impl Outgoing {
             let is_last = length + payload.len() <= BODY_MAX;
             let part = if is_last { length } else { length.min(BODY_MAX) };
             let (flags, payload) = if is_last { (0, payload) } else { (MORE, &[][..]) };
-            let Some(frame) = rest.get_mut(..HEADER + part) else { break Ok(()) };
-            if let Some(room) = frame.first_chunk_mut() {
-                *room = header(flags, id, deadline_ms, part, payload.len());
-            }
-            let sent = send(frame, payload);
+            let Some((room, head)) =
+                rest.get_mut(..HEADER + part).and_then(|frame| frame.split_first_chunk_mut())
+            else {
+                break Err(PipeError::TooLarge(length));
+            };
+            *room = header(flags, id, deadline_ms, head.len(), payload.len());
+            let frame = IoSlice::new(rest.get(..HEADER + part).unwrap_or_default());
+            // An empty part would be looked at by the kernel all the same.
+            let sent =
+                if payload.is_empty() { send(&[frame]) } else { send(&[frame, IoSlice::new(payload)]) };
             if is_last || sent.is_err() {
                 break sent;
             }
@@ -102,11 +102,6 @@ impl Outgoing {
         self.0.shrink_to(KEPT);
         sent
     }
-}
-
-/// Header, message and payload as they are sent. An empty part would be looked at by the kernel all the same.
-pub(crate) fn parts<'a>(frame: &'a [u8], payload: &'a [u8]) -> ([IoSlice<'a>; 2], usize) {
-    ([IoSlice::new(frame), IoSlice::new(payload)], if payload.is_empty() { 1 } else { 2 })
 }
 
 fn encode_behind<S: Encode>(message: &S, bytes: &mut Vec<u8>) -> Result<(), PipeError> {
@@ -294,14 +289,12 @@ mod tests {
     use proto::message::{FromFrontend, FromWorker, Hello, ToWorker};
 
     fn cut(id: u64, message: &FromFrontend, payload: &[u8]) -> Vec<Vec<u8>> {
-        let (mut outgoing, mut frames) = (Outgoing::default(), Vec::new());
-        outgoing.encode(message).unwrap();
-        outgoing
-            .frames(id, 5, payload, |frame, payload| {
-                frames.push([frame, payload].concat());
-                Ok(())
-            })
-            .unwrap();
+        let mut frames = Vec::new();
+        let sent = Outgoing::default().frames(id, 5, message, payload, |parts| {
+            frames.push(parts.iter().flat_map(|part| part.to_vec()).collect());
+            Ok(())
+        });
+        sent.unwrap();
         frames
     }
 

@@ -19,7 +19,7 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use crate::PipeError;
 use crate::blocking::{receive_buffer, whole_frame};
-use crate::frame::{Assembler, Outgoing, Received, parts};
+use crate::frame::{Assembler, Outgoing, Received};
 
 /// Bytes that may wait for a peer that does not read, before it is given up.
 const QUEUE_MAX: usize = 48 * 1024 * 1024;
@@ -95,7 +95,7 @@ pub struct Sender<S> {
     socket: Arc<AsyncFd<OwnedFd>>,
     queue: RefCell<VecDeque<Vec<u8>>>,
     queued: Cell<usize>,
-    /// What was sent last; kept for its memory.
+    /// Memory for what is sent next.
     outgoing: RefCell<Outgoing>,
     direction: PhantomData<fn(S)>,
 }
@@ -108,13 +108,12 @@ impl<S: Encode> Sender<S> {
     /// [`PipeError::TooLarge`] if the message or the queue is over its limit, [`PipeError::Socket`] if the peer
     /// has gone.
     pub fn send(&self, id: u64, deadline_ms: u32, message: &S, payload: &[u8]) -> Result<(), PipeError> {
-        let mut outgoing = self.outgoing.borrow_mut();
-        outgoing.encode(message)?;
-        outgoing.frames(id, deadline_ms, payload, |frame, payload| {
-            if self.queued.get() == 0 && self.send_now(frame, payload)? {
+        self.outgoing.borrow_mut().frames(id, deadline_ms, message, payload, |parts| {
+            if self.queued.get() == 0 && self.send_now(parts)? {
                 return Ok(());
             }
-            let bytes = [frame, payload].concat();
+            let mut bytes = Vec::new();
+            parts.iter().for_each(|part| bytes.extend_from_slice(part));
             let queued = self.queued.get() + bytes.len();
             if queued > QUEUE_MAX {
                 return Err(PipeError::TooLarge(queued));
@@ -156,9 +155,8 @@ impl<S: Encode> Sender<S> {
         Ok(())
     }
 
-    fn send_now(&self, frame: &[u8], payload: &[u8]) -> Result<bool, PipeError> {
-        let (parts, count) = parts(frame, payload);
-        match send_parts(&self.socket, parts.get(..count).unwrap_or(&parts)) {
+    fn send_now(&self, parts: &[IoSlice<'_>]) -> Result<bool, PipeError> {
+        match send_parts(&self.socket, parts) {
             Ok(()) => Ok(true),
             Err(Errno::EAGAIN) => Ok(false),
             Err(errno) => Err(PipeError::Socket(errno.into())),

@@ -61,7 +61,7 @@ pub enum ToFrontend {
     /// The request's payload may go on with that many pieces.
     More(u16),
     /// The request waits for its worker to start (true); the worker has started (false). Meanwhile it does not count as one that does
-    /// not move, up to [`limits::STARTING`].
+    /// not move, up to [`crate::limits::STARTING`].
     Starting(bool),
     /// The next bytes of the reply's stream with this number are behind this message.
     Piece(u8),

@@ -898,6 +898,13 @@ mod tests {
             self.lines().iter().map(|line| line["kind"].as_str().unwrap().to_owned()).collect()
         }
 
+        /// What a broker says before it writes.
+        fn announce(&self, chain: &Chain) {
+            let mut announcement = Vec::new();
+            let at = chain.encode(&mut announcement);
+            self.chain.write_all_at(&announcement, at).unwrap();
+        }
+
         /// Each record has the hash of the one before it and the number after it, or begins a part.
         fn is_chained(&self) {
             let (mut prev, mut sequence) = ("0".repeat(64), 0);
@@ -1037,9 +1044,7 @@ mod tests {
         chain.next = Some(Head { sequence: 3, hash: Hash([7; 32]), size: text.len() as u64 });
         chain.ends = Some(Intent { of: None, sequence: 2 });
         chain.intents = vec![Intent { of: None, sequence: 2 }];
-        let mut announcement = Vec::new();
-        let at = chain.encode(&mut announcement);
-        place.chain.write_all_at(&announcement, at).unwrap();
+        place.announce(&chain);
         drop(place.audit());
         let whole =
             |line: &str| serde_json::from_str::<Value>(line).map(|record| record["kind"].clone()).ok();
@@ -1066,9 +1071,7 @@ mod tests {
                 chain.turn += 1;
                 let size = chain.last.size + 300;
                 chain.next = Some(Head { sequence: 4, hash: Hash([7; 32]), size });
-                let mut announcement = Vec::new();
-                let at = chain.encode(&mut announcement);
-                place.chain.write_all_at(&announcement, at).unwrap();
+                place.announce(&chain);
             }
             drop(place.audit());
             assert_eq!(place.kinds(), ["start", "intent", "request", "start"]);
