@@ -825,6 +825,10 @@ async fn end_when_idle(instance: Rc<Instance>, idle: Option<Duration>) {
             () = changed => {}
         }
     }
+    if !instance.has_ended() {
+        // At once: until the task that hears of it runs, nobody may ask it for anything any more.
+        instance.end(Some("exit".to_owned()));
+    }
     if let Some(outbox) = instance.outbox.get() {
         outbox.close();
     }
